@@ -1,0 +1,276 @@
+"""`ChronoBackbone`: a ViT with temporal adapters between its blocks (Chrono, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from huggingface_hub import PyTorchModelHubMixin
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .adapter import TemporalAdapter
+from .config import ChronoConfig
+from .neck import UpsampleNeck
+from .ops.matching import wide_dtype
+from .stem import ConvStem, FineFeatures
+from .tracking import Tracks, VisibilityHead, check_queries, soft_argmax_track
+
+VALUE_RANGE = (-0.05, 1.05)  # resizing overshoots [0, 1] a little
+
+
+class ChronoBackbone(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="chrono-features",
+    tags=["point-tracking", "video", "feature-extraction"],
+):
+    """Dense features that know about time: a ViT whose patch tokens pass a temporal adapter between blocks.
+
+    Args:
+        config: What to build, a `ChronoConfig` or its dictionary.
+        pretrained_vit: Whether timm fetches the ViT's own pretrained weights. Adapters are new: the identity.
+
+    Raises:
+        ValueError: The ViT is of a class that is not supported, or does not fit the configuration.
+    """
+
+    def __init__(self, config: ChronoConfig | Mapping[str, Any], pretrained_vit: bool = False) -> None:
+        super().__init__()
+        self.config = config if isinstance(config, ChronoConfig) else ChronoConfig.from_dict(config)
+        self.vit = _create_vit(self.config, pretrained_vit)
+        dim, patch = self.vit.embed_dim, self.vit.patch_embed.patch_size
+        self.patch_size: tuple[int, int] = tuple(patch)
+        indices = self.config.adapter_indices(len(self.vit.blocks))
+        self.adapters = nn.ModuleDict({str(i): self._new_adapter(dim) for i in indices})
+        self.stem = self.fine = self.neck = self.project = None
+        if self.config.stem == "conv":
+            self.stem = ConvStem(dim, max(patch))
+            self.vit.patch_embed, self.vit.pos_embed = nn.Identity(), None
+        out_channels = self.config.out_channels or dim
+        if self.config.neck == "x2":
+            self.fine = FineFeatures() if self.stem is None else None
+            self.neck = UpsampleNeck(dim, out_channels)
+        elif out_channels != dim:
+            self.project = nn.Linear(dim, out_channels)
+        self.visibility_head = VisibilityHead()
+        self.grad_checkpointing = False
+        self.vit.requires_grad_(not self.config.freeze_vit)
+        self.eval()
+
+    def _new_adapter(self, dim: int) -> TemporalAdapter:
+        c = self.config
+        return TemporalAdapter(
+            dim, c.adapter_channels, c.adapter_heads, c.adapter_stride, c.window, mixer=c.mixer, norm=c.norm
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.visibility_head.linear.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.visibility_head.linear.weight.dtype
+
+    def train(self, mode: bool = True) -> ChronoBackbone:
+        """Like `nn.Module.train`, but a frozen ViT stays in eval mode."""
+        super().train(mode)
+        if self.config.freeze_vit:
+            self.vit.eval()
+        return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory in training: blocks and adapters are computed again in the backward pass."""
+        self.grad_checkpointing = enable
+
+    def forward(
+        self,
+        video: Tensor,  # (B, T, 3, H, W)
+        grid: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Computes features.
+
+        Args:
+            video: uint8 0 … 255 or floating 0 … 1; any H, W; never changed in place.
+            grid: Tokens per frame (rows, columns); None takes the configuration's.
+
+        Returns:
+            (B, T, C, h, w), of unit length along C, h x w being the grid (twice the grid with `neck="x2"`).
+
+        Raises:
+            ValueError: The video's shape, type or values, or the grid, are not as above.
+        """
+        return self._features(video, grid, self.adapters)
+
+    def vit_features(
+        self,
+        video: Tensor,  # (B, T, 3, H, W)
+        grid: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Like `forward` with every adapter switched off: the features that the ViT has of single frames."""
+        return self._features(video, grid, nn.ModuleDict())
+
+    @torch.no_grad()
+    def track(
+        self,
+        video: Tensor,  # (B, T, 3, H, W)
+        queries: Tensor,  # (B, N, 3) (t, x, y)
+        grid: tuple[int, int] | None = None,
+        **options: Any,
+    ) -> Tracks:
+        """Tracks points through a video, without gradients.
+
+        Args:
+            video: See `forward`.
+            queries: A whole frame index, and x, y in pixels of `video`, for each point.
+            grid: See `forward`.
+            options: Further keyword arguments of `soft_argmax_track`, whose temperature and radius come from the
+                configuration.
+
+        Returns:
+            `Tracks` in pixels of `video`.
+
+        Raises:
+            ValueError: The video or the queries are not as expected; the message says what is.
+        """
+        _check_video(video)
+        image_size = (video.shape[-2], video.shape[-1])
+        queries = check_queries(queries, video.shape[0], video.shape[1], image_size)
+        c = self.config
+        options = {"temperature": c.temperature, "radius": c.radius, "visibility_head": self.visibility_head, **options}
+        return soft_argmax_track(self(video, grid), queries, image_size, **options)
+
+    @classmethod
+    def from_pretrained(cls, name: str, **options: Any) -> ChronoBackbone:  # type: ignore[override]
+        """Loads a model by name. See `chrono_features.pretrained.load`, which says what `name` and `options` may be."""
+        from .pretrained import load
+
+        return load(name, **options)
+
+    def save_pretrained(self, save_directory: Any, *, adapters_only: bool = False, **options: Any) -> str | None:  # type: ignore[override]
+        """Writes config.json and model.safetensors. See `chrono_features.pretrained.save`."""
+        from .pretrained import save
+
+        return save(self, save_directory, adapters_only=adapters_only, **options)
+
+    def _features(self, video: Tensor, grid: tuple[int, int] | None, adapters: nn.ModuleDict) -> Tensor:
+        _check_video(video)
+        grid = self.config.grid if grid is None else self.config.replace(grid=tuple(grid)).grid
+        batch, count = video.shape[:2]
+        frames = self._prepare(video.flatten(0, 1), grid)
+        x, fine = self._embed(frames, grid)
+        rope = self._rope(grid)
+        for i, block in enumerate(self.vit.blocks):
+            x = self._run(block, x, **({} if rope is None else {"rope": rope[i]}))
+            if (name := str(i)) in adapters:
+                x = self._adapt(adapters[name], x, (batch, count, *grid))
+        norm = self.vit.fc_norm if isinstance(self.vit.norm, nn.Identity) else self.vit.norm
+        x = norm(x[:, self.vit.num_prefix_tokens :])
+        if self.neck is not None:
+            tokens = rearrange(x, "n (h w) c -> n c h w", h=grid[0])
+            x = rearrange(self.neck(tokens, fine), "(b t) c h w -> b t c h w", b=batch)
+        else:
+            x = x if self.project is None else self.project(x)
+            x = rearrange(x, "(b t) (h w) c -> b t c h w", b=batch, h=grid[0])
+        wide = x.to(wide_dtype(x.dtype))
+        return (wide / wide.square().sum(dim=2, keepdim=True).clamp(min=1e-6).sqrt()).to(x.dtype)
+
+    def _prepare(self, frames: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Frames (N, 3, H, W) resized to patch size x grid, normalised, in the model's type."""
+        wide = frames.to(wide_dtype(frames.dtype, self.dtype))
+        if frames.dtype == torch.uint8:
+            wide = wide / 255
+        sizes = [self.config.input_size, (self.patch_size[0] * grid[0], self.patch_size[1] * grid[1])]
+        for size in sizes:
+            if size is not None and size != tuple(wide.shape[-2:]):
+                antialias = self.config.antialias
+                wide = F.interpolate(wide, size, mode="bilinear", align_corners=False, antialias=antialias)
+        mean, std = (wide.new_tensor(v).view(1, 3, 1, 1) for v in (self.config.mean, self.config.std))
+        return ((wide - mean) / std).to(self.dtype)
+
+    def _embed(self, frames: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """Prefix and patch tokens with their positions, (N, tokens, C), and stride-4 features for the neck."""
+        vit = self.vit
+        if self.stem is not None:
+            x, fine = self.stem(frames)
+            x = rearrange(x, "n c h w -> n (h w) c")
+        else:
+            x = vit.patch_embed(frames).flatten(1, 2)
+            fine = None if self.fine is None else self.fine(frames)
+        prefix = [token.expand(len(x), -1, -1) for token in (vit.cls_token, vit.reg_token) if token is not None]
+        position = None if vit.pos_embed is None else self._position_table(grid).to(x.dtype)
+        if position is not None and vit.no_embed_class:
+            x = x + position
+        x = torch.cat([*prefix, x], dim=1) if prefix else x
+        if position is not None and not vit.no_embed_class:
+            x = x + position
+        return vit.norm_pre(vit.pos_drop(x)), fine
+
+    def _position_table(self, grid: tuple[int, int]) -> Tensor:
+        """The ViT's position table resampled to `grid` by the configured rule, (1, tokens, C)."""
+        vit = self.vit
+        native = tuple(vit.patch_embed.grid_size)
+        if grid == native:
+            return vit.pos_embed
+        prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+        table = rearrange(vit.pos_embed[:, prefix:].to(wide_dtype(self.dtype)), "n (h w) c -> n c h w", h=native[0])
+        if self.config.pos_embed_resize == "dinov2" and vit.reg_token is None:
+            # DINOv2 without registers: not antialiased, and scaled by a factor a tenth of a cell too large.
+            scale = [(size + 0.1) / old for size, old in zip(grid, native, strict=True)]
+            table = F.interpolate(table, scale_factor=scale, mode="bicubic")
+        else:
+            table = F.interpolate(table, grid, mode="bicubic", antialias=True)
+        table = rearrange(table, "n c h w -> n (h w) c").to(self.dtype)
+        return torch.cat([vit.pos_embed[:, :prefix], table], dim=1)
+
+    def _rope(self, grid: tuple[int, int]) -> Any:
+        """Rotary tables, one for each block, or None."""
+        rope = getattr(self.vit, "rope", None)
+        if rope is None:
+            return None
+        table = rope.get_embed(shape=grid)
+        return table if self.vit.rope_mixed else [table] * len(self.vit.blocks)
+
+    def _adapt(self, adapter: nn.Module, x: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+        """Applies an adapter to the patch tokens; class and register tokens pass by."""
+        prefix = self.vit.num_prefix_tokens
+        patches = self._run(adapter, x[:, prefix:].reshape(*shape, -1)).flatten(2, 3).flatten(0, 1)
+        return torch.cat([x[:, :prefix], patches], dim=1) if prefix else patches
+
+    def _run(self, module: nn.Module, x: Tensor, **options: Any) -> Tensor:
+        # timm's own checkpointing lives in a method that walking the blocks bypasses.
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(module, x, use_reentrant=False, **options)
+        return module(x, **options)
+
+
+def _create_vit(config: ChronoConfig, pretrained: bool) -> Any:
+    kwargs = {**config.vit_kwargs, "num_classes": 0, "dynamic_img_size": True}
+    if kwargs.pop("patch_drop_rate", 0):
+        raise ValueError(f"vit_kwargs={config.vit_kwargs!r}; expected no patch_drop_rate: every patch needs a feature")
+    vit = timm.create_model(config.vit, pretrained=pretrained, **kwargs)
+    if type(vit) not in (VisionTransformer, Eva):
+        raise ValueError(f"vit={config.vit!r} is a {type(vit).__name__}; expected timm's VisionTransformer or Eva")
+    vit.attn_pool = None  # pooling for classification
+    return vit
+
+
+def _check_video(video: Tensor) -> None:
+    if not isinstance(video, Tensor):
+        raise ValueError(f"video of type {type(video).__name__}; expected a torch.Tensor (B, T, 3, H, W)")
+    if video.ndim != 5 or video.shape[2] != 3 or 0 in video.shape:
+        raise ValueError(f"video of shape {tuple(video.shape)}; expected (B, T, 3, H, W), none of them 0")
+    if video.dtype != torch.uint8 and not video.is_floating_point():
+        raise ValueError(f"video of type {video.dtype}; expected uint8 0 … 255 or floating 0 … 1")
+    if video.is_floating_point() and not torch.compiler.is_compiling():
+        low, high = (v.item() for v in torch.aminmax(video))
+        if low != low or high != high:
+            raise ValueError("video holds NaN; expected values from 0 to 1")
+        if low < VALUE_RANGE[0] or high > VALUE_RANGE[1]:
+            raise ValueError(f"video with values from {low:.4g} to {high:.4g}; expected 0 … 1 (or uint8 0 … 255)")

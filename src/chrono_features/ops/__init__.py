@@ -1,0 +1,1 @@
+"""Primitives: one module each. Nothing here knows of models."""

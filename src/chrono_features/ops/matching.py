@@ -1,0 +1,225 @@
+"""Soft-argmax matching that never holds the similarity volume (queries x frames x cells).
+
+Only the best cell and the cells of its disc decide a position: the denominator of a softmax over the whole grid cancels.
+So similarities are computed in chunks of queries and frames, reduced, and dropped; the backward pass computes each
+chunk again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class Match(NamedTuple):
+    """What `match` finds for every query in every frame, in float32 or float64."""
+
+    cells: Tensor  # (B, N, T, 2) expected (x, y) in cells; the centre of the first cell is (0.5, 0.5)
+    maximum: Tensor  # (B, N, T) of the similarity map
+    mean: Tensor  # (B, N, T), no gradients
+    minimum: Tensor  # (B, N, T), no gradients
+
+
+def match(
+    features: Tensor,  # (B, T, C, h, w)
+    query_features: Tensor | None,  # (B, N, C)
+    query_frames: Tensor | None,  # (B, N) whole numbers
+    query_cells: Tensor | None,  # (B, N, 2) (x, y) in cells
+    temperature: float,
+    radius: float,
+    correlation_dtype: torch.dtype,
+    memory_budget: int,
+) -> Match:
+    """Finds every query in every frame.
+
+    A query is given by its feature, or by frame and position, where its feature is then sampled bilinearly.
+
+    Args:
+        features: Dense features.
+        query_features: The queries' features; or None, and then:
+        query_frames, query_cells: where to sample them.
+        temperature: Factor on similarities before the softmax.
+        radius: Cells strictly nearer than this to the best cell take part.
+        correlation_dtype: A half type rounds similarities to it; another type is widened to the features' own.
+        memory_budget: Bytes that one chunk of similarities may take.
+    """
+    settings = (temperature, radius, correlation_dtype, memory_budget)
+    return Match(*_Match.apply(features, query_features, query_frames, query_cells, *settings))
+
+
+def wide_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """float64 if any of the types is, else float32: half precision is never accumulated in."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def bilinear_corners(
+    cells: Tensor,  # (N, 2) (x, y) in cells
+    height: int,
+    width: int,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The four cells around each position as (row, column, weight), positions clamped to the outer cell centres."""
+    x = (cells[:, 0] - 0.5).clamp(0, width - 1)
+    y = (cells[:, 1] - 0.5).clamp(0, height - 1)
+    left, top = x.floor(), y.floor()
+    for row, row_weight in ((top, top + 1 - y), ((top + 1).clamp(max=height - 1), y - top)):
+        for column, column_weight in ((left, left + 1 - x), ((left + 1).clamp(max=width - 1), x - left)):
+            yield row.long(), column.long(), (row_weight * column_weight)[:, None]
+
+
+def disc_offsets(
+    radius: float,
+    height: int,
+    width: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:  # (K, 2) whole (x, y)
+    """Offsets strictly shorter than `radius`, row by row, none longer than the grid."""
+    reach = min(math.ceil(radius) - 1, max(height, width) - 1)
+    steps = torch.arange(-reach, reach + 1, device=device)
+    offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).flatten(0, 1)
+    return offsets[offsets.square().sum(-1) < radius**2]
+
+
+class _Match(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        features: Tensor,
+        query_features: Tensor | None,
+        query_frames: Tensor | None,
+        query_cells: Tensor | None,
+        temperature: float,
+        radius: float,
+        correlation_dtype: torch.dtype,
+        memory_budget: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        batch, frames, _, height, width = features.shape
+        wide = wide_dtype(features.dtype, correlation_dtype)
+        if query_features is None:
+            queries = torch.stack([_sample(features[b], query_frames[b], query_cells[b], wide) for b in range(batch)])
+        else:
+            queries = query_features.to(wide)
+        count = queries.shape[1]
+        cells = queries.new_empty(batch, count, frames, 2)
+        maximum, mean, minimum = (queries.new_empty(batch, count, frames) for _ in range(3))
+        best = torch.empty(batch, count, frames, dtype=torch.long, device=features.device)
+        offsets = disc_offsets(radius, height, width, features.device)
+
+        for b, n, t in _chunks((batch, count, frames), height * width, len(offsets), wide, memory_budget):
+            maps = _similarity(queries[b, n], features[b, t], correlation_dtype)
+            top, index = maps.max(dim=-1)
+            disc = _disc(maps, index, offsets, (height, width), temperature)
+            cells[b, n, t] = disc.expected.transpose(0, 1)
+            maximum[b, n, t], best[b, n, t] = top.T.to(wide), index.T
+            mean[b, n, t], minimum[b, n, t] = maps.mean(dim=-1).T.to(wide), maps.amin(dim=-1).T.to(wide)
+
+        ctx.save_for_backward(features, query_features, query_frames, query_cells, queries, best)
+        ctx.settings = (temperature, offsets, correlation_dtype, memory_budget)
+        ctx.mark_non_differentiable(mean, minimum)
+        return cells, maximum, mean, minimum
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_cells: Tensor, grad_maximum: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        features, query_features, query_frames, query_cells, queries, best = ctx.saved_tensors
+        temperature, offsets, correlation_dtype, memory_budget = ctx.settings
+        (batch, frames, _, height, width), count, wide = features.shape, queries.shape[1], queries.dtype
+        grad_features = torch.zeros_like(features, dtype=wide) if ctx.needs_input_grad[0] else None
+        grad_queries = torch.zeros_like(queries)
+
+        for b, n, t in _chunks((batch, count, frames), height * width, len(offsets), wide, memory_budget):
+            maps = _similarity(queries[b, n], features[b, t], correlation_dtype)
+            index = best[b, n, t].T
+            disc = _disc(maps, index, offsets, (height, width), temperature)
+            along = ((disc.positions - disc.expected[..., None, :]) * grad_cells[b, n, t].transpose(0, 1)[..., None, :])
+            # The gradient of a map is zero but for its disc and its best cell. It takes the map's own memory.
+            grad_maps = maps.zero_() if maps.dtype == wide else torch.zeros_like(maps, dtype=wide)
+            grad_maps.scatter_add_(-1, disc.index, temperature * disc.weights * along.sum(-1))
+            grad_maps.scatter_add_(-1, index[..., None], grad_maximum[b, n, t].T[..., None].to(wide))
+            chunk = features[b, t].flatten(2).to(wide)
+            grad_queries[b, n] += torch.bmm(grad_maps, chunk.transpose(1, 2)).sum(0)
+            if grad_features is not None:
+                grad_features[b, t].flatten(2).baddbmm_(queries[b, n].T.expand(len(chunk), -1, -1), grad_maps)
+
+        if query_features is None and grad_features is not None:
+            for b in range(batch):
+                rows_last = grad_features[b].permute(0, 2, 3, 1)
+                for row, column, weight in bilinear_corners(query_cells[b].to(wide), height, width):
+                    rows_last.index_put_((query_frames[b], row, column), weight * grad_queries[b], accumulate=True)
+        return (
+            None if grad_features is None else grad_features.to(features.dtype),
+            grad_queries.to(query_features.dtype) if ctx.needs_input_grad[1] else None,
+            *(None,) * 6,
+        )
+
+
+class _Disc(NamedTuple):
+    """The cells around the best one that take part in a position."""
+
+    index: Tensor  # (t, n, K) into the flattened map; out-of-grid cells point at the nearest one and weigh 0
+    positions: Tensor  # (t, n, K, 2) (x, y) of the cells' centres
+    weights: Tensor  # (t, n, K) softmax
+    expected: Tensor  # (t, n, 2)
+
+
+def _disc(
+    maps: Tensor,  # (t, n, h * w)
+    best: Tensor,  # (t, n)
+    offsets: Tensor,  # (K, 2)
+    grid: tuple[int, int],
+    temperature: float,
+) -> _Disc:
+    height, width = grid
+    wide = wide_dtype(maps.dtype)
+    x = (best % width)[..., None] + offsets[:, 0]
+    y = (best // width)[..., None] + offsets[:, 1]
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    index = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
+    logits = (maps.gather(-1, index) * temperature).to(wide)  # half precision rounds after the product, as the authors' code
+    weights = logits.masked_fill(~inside, -math.inf).softmax(dim=-1)
+    positions = torch.stack([x, y], dim=-1).to(wide) + 0.5
+    return _Disc(index, positions, weights, torch.einsum("tnk,tnkc->tnc", weights, positions))
+
+
+def _similarity(
+    queries: Tensor,  # (n, C)
+    features: Tensor,  # (t, C, h, w)
+    correlation_dtype: torch.dtype,
+) -> Tensor:  # (t, n, h * w), in the queries' type or rounded to a half type
+    dtype = correlation_dtype if correlation_dtype in HALF else queries.dtype
+    chunk = features.flatten(2).to(dtype)
+    return torch.bmm(queries.to(dtype).expand(len(chunk), -1, -1), chunk)
+
+
+def _sample(
+    features: Tensor,  # (T, C, h, w)
+    frames: Tensor,  # (N,)
+    cells: Tensor,  # (N, 2)
+    dtype: torch.dtype,
+) -> Tensor:  # (N, C)
+    height, width = features.shape[-2:]
+    rows_last = features.permute(0, 2, 3, 1)
+    corners = bilinear_corners(cells.to(dtype), height, width)
+    return torch.stack([rows_last[frames, row, column].to(dtype) * weight for row, column, weight in corners]).sum(0)
+
+
+def _chunks(
+    shape: tuple[int, int, int], cells: int, disc: int, dtype: torch.dtype, memory_budget: int
+) -> Iterator[tuple[int, slice, slice]]:
+    """Cuts (batch, queries, frames) into pieces whose maps and discs fit the budget."""
+    batch, count, frames = shape
+    item = dtype.itemsize
+    pair_bytes = cells * item + disc * (4 * 8 + 8 * item)  # a map, and what is gathered around its best cell
+    pairs = max(1, memory_budget // pair_bytes)
+    n_step = min(count, pairs)
+    t_step = min(frames, max(1, pairs // max(n_step, 1)))
+    for b in range(batch):
+        for t in range(0, frames, t_step):
+            for n in range(0, count, n_step):
+                yield b, slice(n, n + n_step), slice(t, t + t_step)

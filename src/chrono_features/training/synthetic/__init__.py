@@ -1,0 +1,6 @@
+"""Endless synthetic clips with exact point tracks and visibility, in plain PyTorch."""
+
+from .scene import Clip, make_clip
+from .textures import load_textures, procedural_textures
+
+__all__ = ["Clip", "load_textures", "make_clip", "procedural_textures"]

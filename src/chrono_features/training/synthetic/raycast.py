@@ -1,0 +1,420 @@
+"""Ray-cast scenes: a textured room, boxes, boards and ellipsoids in rigid motion under a moving camera.
+
+Every solid is a unit cube or a unit sphere seen through an affine map, so that one intersection, one normal and one
+texture lookup serve all of them. Rays leave the camera with depth 1, so a ray's parameter at a hit is the hit's depth.
+
+Geometry and tracks are float64 on the CPU. Only the picture is made on the device asked for, in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from .draws import chance, direction, integer, log_uniform, uniform, uniforms
+from .motion import rotations, wander
+from .textures import TextureSource
+
+NEAR = 0.05  # nothing nearer than this is seen
+ROOM = 0  # index of the room among the solids
+CUBE_FACES = 6
+EDGE_OFFSETS = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))  # rays through a pixel that sees an edge
+RAYS_PER_CHUNK = 1 << 15  # on the CPU: what stays in the cache
+
+
+@dataclass(frozen=True)
+class World:
+    """Solids and camera over T frames. Solid 0 is the room, which is seen from inside."""
+
+    rotation: Tensor  # [S, T, 3, 3] solid to world
+    position: Tensor  # [S, T, 3]
+    radii: Tensor  # [S, 3] half extents
+    is_round: Tensor  # [S] bool: an ellipsoid, not a box
+    is_moving: Tensor  # [S] bool
+    camera_rotation: Tensor  # [T, 3, 3] camera to world
+    camera_position: Tensor  # [T, 3]
+    focal: float  # pixels
+    size: tuple[int, int]  # height, width
+
+    def frames(self, index: Tensor) -> World:  # index [F]
+        return replace(
+            self,
+            rotation=self.rotation[:, index],
+            position=self.position[:, index],
+            camera_rotation=self.camera_rotation[index],
+            camera_position=self.camera_position[index],
+        )
+
+    def to(self, *args) -> World:
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{k: v.to(*args) if v.is_floating_point() else v.to(v.new_empty(0).to(*args).device)
+                                for k, v in tensors.items()})
+
+    @property
+    def to_unit(self) -> Tensor:  # [S, T, 3, 3] world to unit cube or sphere, without the shift
+        return self.rotation.transpose(-1, -2) / self.radii[:, None, :, None]
+
+
+# --- geometry -------------------------------------------------------------------------------------------------------
+
+
+def camera_rays(world: World, xy: Tensor) -> Tensor:  # [T, 2, P] pixels -> [T, 3, P] world directions of depth 1
+    height, width = world.size
+    centre = xy.new_tensor([[width / 2], [height / 2]])
+    plane = (xy - centre) / world.focal
+    return world.camera_rotation @ torch.cat((plane, torch.ones_like(plane[:, :1])), dim=1)
+
+
+def trace(
+    world: World,
+    origin: Tensor,  # [T, 3]
+    rays: Tensor,  # [T, 3, P]
+    with_room: bool = True,
+) -> tuple[Tensor, Tensor]:  # [T, P] ray parameter of the first hit (inf: none), [T, P] solid hit
+    nearest = torch.full_like(rays[:, 0], math.inf)
+    solid = torch.zeros_like(nearest, dtype=torch.long)
+    to_unit = world.to_unit
+    is_round = world.is_round.tolist()
+    for s in range(0 if with_room else 1, len(is_round)):
+        start = to_unit[s] @ (origin - world.position[s])[..., None]  # [T, 3, 1]
+        ray = to_unit[s] @ rays
+        hit = _hit_sphere(start, ray) if is_round[s] else _hit_cube(start, ray, inside=s == ROOM)
+        closer = hit < nearest
+        nearest = torch.where(closer, hit, nearest)
+        solid.masked_fill_(closer, s)
+    return nearest, solid
+
+
+def _hit_cube(start: Tensor, ray: Tensor, inside: bool) -> Tensor:  # [T, 3, 1], [T, 3, P] -> [T, P]
+    inverse = 1 / torch.where(ray.abs() < 1e-9, 1e-9, ray)
+    middle, half = -start * inverse, inverse.abs()
+    leave = (middle + half).amin(dim=1)
+    if inside:
+        return leave
+    enter = (middle - half).amax(dim=1)
+    return torch.where((enter <= leave) & (enter > NEAR), enter, math.inf)
+
+
+def _hit_sphere(start: Tensor, ray: Tensor) -> Tensor:  # [T, 3, 1], [T, 3, P] -> [T, P]
+    a = (ray * ray).sum(dim=1)
+    b = (ray * start).sum(dim=1)
+    c = (start * start).sum(dim=1) - 1
+    root = (b * b - a * c).sqrt()  # NaN where missed
+    hit = -(b + root) / a
+    return torch.where(hit > NEAR, hit, math.inf)
+
+
+def _length(vectors: Tensor) -> Tensor:  # [T, 3, P] -> [T, P]; much faster than norm(dim=1)
+    x, y, z = vectors.unbind(1)
+    return (x * x + y * y + z * z).sqrt()
+
+
+def project(world: World, solid: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:  # [N], [N, 3] -> [N, T, 2], [N, T]
+    """Where surface points, in unit-cube coordinates of their solids, are seen in every frame, and at what depth."""
+    local = unit * world.radii[solid]
+    points = (world.rotation[solid] @ local[:, None, :, None])[..., 0] + world.position[solid]
+    seen = (world.camera_rotation.transpose(-1, -2) @ (points - world.camera_position)[..., None])[..., 0]
+    depth = seen[..., 2]
+    height, width = world.size
+    plane = seen[..., :2] / depth.clamp_min(NEAR)[..., None]
+    return plane * world.focal + plane.new_tensor([width / 2, height / 2]), depth
+
+
+def surface_points(
+    world: World,
+    xy: Tensor,  # [T, P, 2]
+) -> tuple[Tensor, Tensor, Tensor]:  # [T, P] solid, [T, P, 3] unit coordinates on it, [T, P] depth
+    """What the camera sees at exact positions."""
+    rays = camera_rays(world, xy.transpose(1, 2))
+    depth, solid = trace(world, world.camera_position, rays)
+    points = world.camera_position[:, :, None] + depth[:, None] * rays
+    frame = torch.arange(len(xy))[:, None]
+    shifted = points.transpose(1, 2) - world.position[solid, frame]
+    return solid, (world.to_unit[solid, frame] @ shifted[..., None])[..., 0], depth
+
+
+def sees(
+    world: World,
+    solid: Tensor,  # [N]
+    xy: Tensor,  # [N, T, 2]
+    depth: Tensor,  # [N, T]
+) -> Tensor:  # [N, T] bool
+    """Whether the ray through the exact position ends on the point itself, inside the frame."""
+    height, width = world.size
+    rays = camera_rays(world, xy.permute(1, 2, 0))
+    hit_depth, hit = trace(world, world.camera_position, rays)
+    inside = (xy >= 0).all(-1) & (xy[..., 0] < width) & (xy[..., 1] < height) & (depth > NEAR)
+    return inside & (hit.T == solid[:, None]) & ((hit_depth.T - depth).abs() < 1e-5 * depth)
+
+
+# --- picture --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Materials:
+    """A texture for each of the six faces of every solid, as one table of texels with all mip levels."""
+
+    texels: Tensor  # [R, 3]
+    first_row: Tensor  # [S * 6, L] where each level of a face's texture starts
+    sides: Tensor  # [L] texels along the side of a level
+    scale: Tensor  # [S * 6, 2] texture coordinates per unit of the cube: the texture spans 1 and is then mirrored
+    shift: Tensor  # [S * 6, 2]
+    density: Tensor  # [S * 6] finest texels per unit of length in the world
+
+    def to(self, device) -> Materials:
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+
+
+def make_materials(textures: list[Tensor], choice: Tensor, scale: Tensor, shift: Tensor, density: Tensor) -> Materials:
+    """Stacks textures [3, side, side] and their mip levels; `choice` [S * 6] says which texture a face has."""
+    side = min(texture.shape[-1] for texture in textures)
+    level = torch.stack([t if t.shape[-1] == side else F.interpolate(t[None], (side, side), mode="area")[0]
+                         for t in textures])
+    rows, starts, sides, start = [], [], [], 0
+    while True:
+        side = level.shape[-1]
+        rows.append(level.permute(0, 2, 3, 1).reshape(-1, 3))
+        starts.append(start + choice * side * side)
+        sides.append(side)
+        start += len(rows[-1])
+        if side <= 8:
+            break
+        level = F.interpolate(level, (side // 2, side // 2), mode="area")
+    return Materials(torch.cat(rows), torch.stack(starts, 1), torch.tensor(sides), scale, shift, density * sides[0])
+
+
+def lookup(materials: Materials, face: Tensor, uv: Tensor, footprint: Tensor) -> Tensor:
+    """Bilinear colour at the mip level that fits the footprint (pixel size in finest texels).
+
+    Args:
+        materials: The table.
+        face: [M] rows of the per-face tables.
+        uv: [2, M] texture coordinates.
+        footprint: [M].
+
+    Returns:
+        Tensor [M, 3].
+    """
+    last = len(materials.sides) - 1
+    level = (footprint.clamp_min(1).log2() + 0.3).long().clamp_max(last)  # rounds at 0.7: rather sharp than soft
+    side = materials.sides[level]
+    first = materials.first_row.view(-1)[face * (last + 1) + level]
+    limit = side - 1
+    uv = (uv.remainder(2) - 1).abs() * side - 0.5
+    low = uv.floor()
+    weight = uv - low
+    low = low.long()
+    x0, y0 = torch.minimum(low.clamp_min(0), limit)
+    x1, y1 = torch.minimum(low + 1, limit)
+    row0, row1 = first + y0 * side, first + y1 * side
+    corners = [materials.texels.index_select(0, row) for row in (row0 + x0, row0 + x1, row1 + x0, row1 + x1)]
+    weight_x, weight_y = weight[0, :, None], weight[1, :, None]
+    return torch.lerp(
+        torch.lerp(corners[0], corners[1], weight_x), torch.lerp(corners[2], corners[3], weight_x), weight_y
+    )
+
+
+@dataclass(frozen=True)
+class Light:
+    position: Tensor  # [T, 3]
+    ambient: float
+    strength: float
+    casts_shadows: bool
+
+
+def shade(
+    world: World,
+    materials: Materials,
+    light: Light,
+    xy: Tensor,  # [T, 2, P]
+) -> tuple[Tensor, Tensor]:  # [T, 3, P] colour, [T, P] face seen
+    """Colour of the rays through any positions of the frames."""
+    frames, _, count = xy.shape
+    rays = camera_rays(world, xy)
+    depth, solid = trace(world, world.camera_position, rays)
+    points = world.camera_position[..., None] + depth[:, None] * rays
+
+    to_unit = world.to_unit  # gather, for every ray, the affine map of the solid it hit
+    shift = -(to_unit @ world.position[..., None])
+    table = torch.cat((to_unit, shift), dim=-1).flatten(2).flatten(0, 1)  # [S * T, 12]
+    row = solid * frames + torch.arange(frames, device=solid.device)[:, None]
+    m = table.index_select(0, row.view(-1)).view(frames, count, 12).permute(2, 0, 1)
+    px, py, pz = points.unbind(1)
+    q = torch.stack([m[i] * px + m[i + 1] * py + m[i + 2] * pz + m[i + 3] for i in (0, 4, 8)])  # [3, T, P]
+
+    size = q.abs()
+    major, axis = size.max(dim=0)
+    on_x, on_z = axis == 0, axis == 2
+    along = torch.where(on_x, q[0], torch.where(on_z, q[2], q[1]))
+    face = solid * CUBE_FACES + axis * 2 + (along > 0)
+    flat = face.view(-1)
+    uv = torch.stack((torch.where(on_x, q[1], q[0]), torch.where(on_z, q[1], q[2]))) / major
+    uv = uv.view(2, -1) * materials.scale[:, flat] + materials.shift[:, flat]
+
+    n = torch.where(world.is_round[solid], q, q.sign() * F.one_hot(axis, 3).permute(2, 0, 1))
+    normal = torch.stack([m[i] * n[0] + m[i + 4] * n[1] + m[i + 8] * n[2] for i in (0, 1, 2)], dim=1)
+    normal = normal / _length(normal)[:, None]
+    facing = (normal * rays).sum(1).abs() / _length(rays)
+    footprint = depth / world.focal * materials.density[flat].view_as(depth) / facing.clamp_min(0.05).sqrt()
+
+    to_light = light.position[..., None] - points
+    lambert = (normal * to_light).sum(1) / _length(to_light)
+    lambert = torch.where(solid == ROOM, lambert.abs(), lambert.clamp_min(0))
+    if light.casts_shadows:
+        blocked, _ = trace(world, light.position, -to_light, with_room=False)
+        lambert = torch.where(blocked < 0.998, 0.0, lambert)
+    brightness = light.ambient + light.strength * lambert
+
+    colour = lookup(materials, flat, uv, footprint.view(-1)).view(frames, count, 3).permute(0, 2, 1)
+    return colour * brightness[:, None], face
+
+
+def render(world: World, materials: Materials, light: Light, device) -> Tensor:  # [T, 3, H, W]
+    """The picture: one ray a pixel, four where neighbouring pixels see different faces."""
+    height, width = world.size
+    world, materials = world.to(device, torch.float32), materials.to(device)
+    light = replace(light, position=light.position.to(device, torch.float32))
+    y, x = torch.meshgrid(
+        torch.arange(height, device=device) + 0.5, torch.arange(width, device=device) + 0.5, indexing="ij"
+    )
+    pixels = torch.stack((x, y)).view(1, 2, -1)
+    total = len(world.camera_position)
+    chunk = max(1, RAYS_PER_CHUNK // (height * width)) if torch.device(device).type == "cpu" else total
+    pictures = []
+    for index in torch.arange(total, device=device).split(chunk):
+        part = world.frames(index)
+        part_light = replace(light, position=light.position[index])
+        colour, face = shade(part, materials, part_light, pixels.expand(len(index), -1, -1))
+        edges = _edge_pixels(face.view(-1, height, width))
+        if edges.shape[1]:
+            smooth = _supersample(part, materials, part_light, pixels, edges)
+            colour = colour.contiguous().scatter(2, edges[:, None].expand(-1, 3, -1), smooth)
+        pictures.append(colour.reshape(-1, 3, height, width))
+    return torch.cat(pictures)
+
+
+def _edge_pixels(face: Tensor) -> Tensor:  # [T, H, W] -> [T, K] flat pixel indices; frames with fewer are filled up
+    edge = torch.zeros_like(face, dtype=torch.bool)
+    across, down = face[:, :, 1:] != face[:, :, :-1], face[:, 1:] != face[:, :-1]
+    edge[:, :, 1:] |= across
+    edge[:, :, :-1] |= across
+    edge[:, 1:] |= down
+    edge[:, :-1] |= down
+    edge = edge.flatten(1)
+    most = int(edge.sum(1).max())
+    return edge.byte().topk(most, dim=1).indices if most else edge.new_zeros((len(edge), 0), dtype=torch.long)
+
+
+def _supersample(world, materials, light, pixels: Tensor, edges: Tensor) -> Tensor:  # [T, 3, K]
+    centres = pixels[0][:, edges].transpose(0, 1)  # [T, 2, K]
+    offsets = centres.new_tensor(EDGE_OFFSETS).T[None, :, :, None]  # [1, 2, 4, 1]
+    positions = (centres[:, :, None] + offsets).flatten(2)
+    colour, _ = shade(world, materials, light, positions)
+    return colour.unflatten(2, (len(EDGE_OFFSETS), -1)).mean(dim=2)
+
+
+# --- random scenes --------------------------------------------------------------------------------------------------
+
+
+def random_world(generator: Generator, times: Tensor, size: tuple[int, int]) -> World:
+    frames = len(times)
+    view = 2 * math.tan(uniform(generator, 0.35, 0.75))  # width of the longer side of the frame at depth 1
+    room = torch.stack([uniforms(generator, low, high) for low, high in ((4.0, 8.0), (2.5, 5.0), (6.0, 10.0))])
+    camera_rotation, camera_position = _random_camera(generator, times, view, room)
+
+    count = integer(generator, 4, 9)
+    rotation = [torch.eye(3, dtype=torch.float64).expand(frames, 3, 3)]
+    position = [torch.zeros(frames, 3, dtype=torch.float64)]
+    radii, is_round, is_moving = [room], [False], [False]
+    for _ in range(count):
+        moving = chance(generator, 0.8)
+        depth = log_uniform(generator, 1.6, 5.5)
+        seen_at = integer(generator, 0, frames - 1)
+        screen = torch.cat((uniforms(generator, -0.45, 0.45, 2) * view, torch.ones(1, dtype=torch.float64)))
+        middle = camera_position[seen_at] + camera_rotation[seen_at] @ (screen * depth)
+        turn = rotations(direction(generator) * uniform(generator, 0, math.pi))
+        turn = turn.expand(frames, 3, 3)
+        path = middle.expand(frames, 3)
+        if moving:
+            speed = log_uniform(generator, 0.005, 0.075) * view * depth
+            swing = wander(generator, times, speed, reach=0.5 * view * depth)
+            swing[:, 2] *= 0.6
+            path = path + swing - swing[seen_at]
+            spin = wander(generator, times, log_uniform(generator, 0.008, 0.15), reach=2.5)
+            turn = rotations(spin) @ turn
+        rotation.append(turn)
+        position.append(path)
+        radii.append(_random_radii(generator, view * depth * log_uniform(generator, 0.07, 0.28)))
+        is_round.append(chance(generator, 0.4) and bool(radii[-1].min() > 0.25 * radii[-1].max()))
+        is_moving.append(moving)
+
+    return World(
+        rotation=torch.stack(rotation),
+        position=torch.stack(position),
+        radii=torch.stack(radii),
+        is_round=torch.tensor(is_round),
+        is_moving=torch.tensor(is_moving),
+        camera_rotation=camera_rotation,
+        camera_position=camera_position,
+        focal=max(size) / view,
+        size=size,
+    )
+
+
+def _random_radii(generator: Generator, radius: float) -> Tensor:  # [3]
+    radii = radius * uniforms(generator, 0.5, 1.4, 3)
+    if chance(generator, 0.3):  # a board
+        radii[2] = 0.03 * radius
+        radii[:2] *= 1.3
+    return radii
+
+
+def _random_camera(generator: Generator, times: Tensor, view: float, room: Tensor) -> tuple[Tensor, Tensor]:
+    """A camera near the back of the room that looks along z.  # [T, 3, 3], [T, 3]"""
+    start = torch.stack((uniforms(generator, -0.3, 0.3), uniforms(generator, -0.3, 0.3), uniforms(generator, -0.7, -0.4)))
+    aim = torch.stack((uniforms(generator, -0.3, 0.3), uniforms(generator, -0.6, 0.6), uniforms(generator, -0.15, 0.15)))
+    path = torch.zeros(len(times), 3, dtype=torch.float64)
+    turn = torch.zeros(len(times), 3, dtype=torch.float64)
+    if chance(generator, 0.8):
+        turn = wander(generator, times, log_uniform(generator, 0.001, 0.05) * view, reach=0.5)
+        turn = turn * torch.tensor([0.6, 1.0, 0.3], dtype=torch.float64)
+    if chance(generator, 0.8):
+        path = wander(generator, times, log_uniform(generator, 0.005, 0.2), reach=0.25 * float(room.min()))
+    return rotations(turn + aim), path + start * room
+
+
+def random_materials(generator: Generator, source: TextureSource, radii: Tensor) -> Materials:
+    """Every solid one texture, the room three (one for each pair of walls)."""
+    textures, choice, scale, shift, density = [], [], [], [], []
+    for s, radius in enumerate(radii):
+        for axis in range(3):
+            if axis == 0 or s == ROOM:
+                textures.append(source.draw())
+                longest = float(radius.max())
+                repeats = log_uniform(generator, 1.0, 4.0) if s == ROOM else log_uniform(generator, 0.4, 2.0)
+                per_length = repeats / (2 * longest)
+            across = radius[[1, 2]] if axis == 0 else radius[[0, 2]] if axis == 1 else radius[[0, 1]]
+            for _ in range(2):
+                choice.append(len(textures) - 1)
+                scale.append(across * per_length)
+                shift.append(uniforms(generator, 0, 2, 2))
+                density.append(per_length)
+    return make_materials(
+        textures,
+        torch.tensor(choice),
+        torch.stack(scale).T.float(),
+        torch.stack(shift).T.float(),
+        torch.tensor(density),
+    )
+
+
+def random_light(generator: Generator, times: Tensor, room: Tensor) -> Light:
+    place = uniforms(generator, -0.9, 0.9, 3) * room
+    place[1] = -uniform(generator, 0.5, 0.95) * room[1]  # y points down
+    path = place + wander(generator, times, log_uniform(generator, 0.001, 0.1), reach=1.0)
+    ambient = uniform(generator, 0.35, 0.85)
+    return Light(path, ambient, uniform(generator, 1.1, 1.4) - ambient, chance(generator, 0.4))

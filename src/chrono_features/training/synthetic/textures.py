@@ -1,0 +1,176 @@
+"""Textures: photographs from a folder, and procedural ones for those who have none."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from .draws import chance, integer, log_uniform, uniform, uniforms
+
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
+PHOTO_SIZE = 256
+
+
+def load_textures(folder: str | Path) -> Tensor:  # [K, 3, 256, 256] uint8
+    """Reads every photograph below `folder` as square crops: one of a square picture, two of an oblong one."""
+    import numpy as np
+    from PIL import Image
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"folder: {folder} is not a directory; expected one with photographs ({', '.join(PHOTO_SUFFIXES)})")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES)
+    if not paths:
+        raise ValueError(f"folder: no photographs found in {folder}; expected files ending in {', '.join(PHOTO_SUFFIXES)}")
+    crops = []
+    for path in paths:
+        with Image.open(path) as photo:
+            photo = photo.convert("RGB")
+            for box in _square_boxes(*photo.size):
+                crop = photo.resize((PHOTO_SIZE, PHOTO_SIZE), Image.Resampling.LANCZOS, box=box)
+                crops.append(torch.from_numpy(np.array(crop)).permute(2, 0, 1))
+    return torch.stack(crops)
+
+
+def _square_boxes(width: int, height: int) -> list[tuple[int, int, int, int]]:
+    side = min(width, height)
+    first, last = (0, 0, side, side), (width - side, height - side, width, height)
+    return [first] if max(width, height) < 1.3 * side else [first, last]
+
+
+def procedural_textures(count: int, size: int = 256, generator: Generator | None = None) -> Tensor:
+    """Colourful patterns with detail at many scales: noise, checkers, stripes, blobs, cells, bricks and dots.
+
+    Args:
+        count: How many.
+        size: Their side in pixels.
+        generator: A CPU generator; without one, a new one seeded with 0.
+
+    Returns:
+        Tensor [count, 3, size, size], float32 in [0, 1].
+    """
+    if count < 1:
+        raise ValueError(f"count: received {count}, expected at least 1")
+    if size < 8:
+        raise ValueError(f"size: received {size}, expected at least 8")
+    generator = generator if generator is not None else torch.Generator().manual_seed(0)
+    return torch.stack([_pattern(generator, size) for _ in range(count)])
+
+
+def _pattern(generator: Generator, size: int) -> Tensor:  # [3, size, size]
+    makers = (_noise, _noise, _checker, _stripes, _blobs, _cells, _bricks, _dots)
+    mask = makers[integer(generator, 0, len(makers) - 1)](generator, size)
+    dark, light = (_noise_colours(generator, size) for _ in range(2))
+    light = light + uniforms(generator, -0.4, 0.4, 3, 1, 1).float()
+    pattern = torch.lerp(dark, light, mask)
+    pattern = pattern + uniform(generator, 0.02, 0.2) * (fractal_noise(generator, size, 4, size // 2) - 0.5)
+    return pattern.clamp(0, 1)
+
+
+def _noise_colours(generator: Generator, size: int) -> Tensor:  # [3, size, size]
+    base = uniforms(generator, 0.1, 0.9, 3, 1, 1).float()
+    return base + uniform(generator, 0.1, 0.7) * (fractal_noise(generator, size, 2, size // 4, channels=3) - 0.5)
+
+
+def fractal_noise(generator: Generator, size: int, coarsest: int, finest: int, channels: int = 1) -> Tensor:
+    """Noise summed over octaves of `coarsest` to `finest` cells a side.  # [channels, size, size] in [0, 1]"""
+    total = torch.zeros(1, channels, size, size)
+    cells, weight, persistence = max(coarsest, 2), 1.0, uniform(generator, 0.5, 0.9)
+    while cells <= max(finest, 2):
+        octave = torch.rand(1, channels, cells, cells, generator=generator) - 0.5
+        total += weight * F.interpolate(octave, (size, size), mode="bilinear", align_corners=False)
+        cells, weight = cells * 2, weight * persistence
+    low, high = total.amin(), total.amax()
+    return ((total - low) / (high - low).clamp_min(1e-6))[0]
+
+
+def _grid(generator: Generator, size: int) -> tuple[Tensor, Tensor]:  # 2 x [size, size]
+    """Coordinates in [0, 1], turned by a random angle and bent a little."""
+    x, y = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="xy")
+    angle = uniform(generator, 0, math.pi)
+    bend = uniform(generator, 0, 0.04) * torch.sin(2 * math.pi * (y * uniform(generator, 0.5, 3)))
+    return math.cos(angle) * x + math.sin(angle) * y + bend, math.cos(angle) * y - math.sin(angle) * x
+
+
+def _noise(generator: Generator, size: int) -> Tensor:
+    return fractal_noise(generator, size, 2 ** integer(generator, 1, 4), size // 2)
+
+
+def _checker(generator: Generator, size: int) -> Tensor:
+    x, y = _grid(generator, size)
+    cells = log_uniform(generator, 4, 24)
+    return ((x * cells).floor() + (y * cells * uniform(generator, 0.5, 1.5)).floor()).remainder(2)[None]
+
+
+def _stripes(generator: Generator, size: int) -> Tensor:
+    x, _ = _grid(generator, size)
+    wave = torch.sin(2 * math.pi * x * log_uniform(generator, 3, 30) + uniform(generator, 0, 6))
+    return (wave * log_uniform(generator, 0.5, 8)).sigmoid()[None]
+
+
+def _blobs(generator: Generator, size: int) -> Tensor:
+    cells = 2 ** integer(generator, 2, 5)
+    return ((fractal_noise(generator, size, cells, cells * 2) - 0.5) * 30).sigmoid()
+
+
+def _cells(generator: Generator, size: int) -> Tensor:
+    """Voronoi cells, each with its own shade, under a distance shading."""
+    x, y = _grid(generator, size // 2)
+    count = integer(generator, 10, 40)
+    pixels = torch.stack((x, y), dim=-1).reshape(-1, 2)
+    seeds = pixels[torch.randint(len(pixels), (count,), generator=generator)]
+    distance, nearest = torch.cdist(pixels, seeds).min(dim=1)
+    shade = torch.rand(count, generator=generator)[nearest] * (1 - distance / distance.max().clamp_min(1e-6))
+    return F.interpolate(shade.view(1, 1, size // 2, size // 2), (size, size), mode="bilinear")[0]
+
+
+def _bricks(generator: Generator, size: int) -> Tensor:
+    x, y = _grid(generator, size)
+    rows, joint = log_uniform(generator, 5, 16), uniform(generator, 0.06, 0.2)
+    y = y * rows
+    x = x * rows / 2 + 0.5 * y.floor().remainder(2)
+    brick = (x.floor() + 37 * y.floor()).long().remainder(101)
+    shade = torch.rand(101, generator=generator)[brick]
+    return (((x.remainder(1) > joint / 2) & (y.remainder(1) > joint)) * (0.4 + 0.6 * shade))[None]
+
+
+def _dots(generator: Generator, size: int) -> Tensor:
+    x, y = _grid(generator, size)
+    cells = log_uniform(generator, 4, 20)
+    distance = ((x * cells).remainder(1) - 0.5) ** 2 + ((y * cells).remainder(1) - 0.5) ** 2
+    return ((uniform(generator, 0.2, 0.45) ** 2 - distance) * 40).sigmoid()[None]
+
+
+class TextureSource:
+    """Hands out random textures for one clip: mostly photographs where there are some, otherwise procedural."""
+
+    def __init__(self, generator: Generator, photos: Tensor | None, procedural_count: int = 4):
+        self.generator = generator
+        self.photos = photos
+        self.procedural = procedural_textures(procedural_count if photos is None else 1, PHOTO_SIZE, generator)
+
+    def draw(self) -> Tensor:  # [3, S, S] float32 in [0, 1], on the CPU or where the photographs are
+        if self.photos is None or chance(self.generator, 0.15):
+            texture = self.procedural[integer(self.generator, 0, len(self.procedural) - 1)]
+        else:
+            texture = self.photos[integer(self.generator, 0, len(self.photos) - 1)]
+            texture = texture.float() / 255 if texture.dtype == torch.uint8 else texture.float()
+        return self._recolour(self._turn(texture))
+
+    def _turn(self, texture: Tensor) -> Tensor:
+        texture = torch.rot90(texture, integer(self.generator, 0, 3), (1, 2))
+        return texture.flip(2) if chance(self.generator, 0.5) else texture
+
+    def _recolour(self, texture: Tensor) -> Tensor:
+        """Another contrast (one in four weak), another tint, at times other colours."""
+        weak = chance(self.generator, 0.25)
+        contrast = uniform(self.generator, 0.15, 0.5) if weak else uniform(self.generator, 0.7, 1.3)
+        tint = uniforms(self.generator, 0.7, 1.3, 3, 1, 1).to(texture)
+        if chance(self.generator, 0.25):
+            texture = texture[torch.randperm(3, generator=self.generator).to(texture.device)]
+        mean = texture.mean()
+        return ((mean + contrast * (texture - mean)) * tint).clamp(0, 1)
