@@ -34,7 +34,9 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def folder_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place once everything is written; an old folder is then removed.
+    """A temporary folder beside `path` that takes its place once everything is written.
+
+    What an old folder holds besides the new files is kept.
 
     Raises:
         FileExistsError: `path` is a file.
@@ -48,6 +50,10 @@ def folder_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
         if target.exists():
+            for entry in target.iterdir():
+                if not (temporary / entry.name).exists():
+                    copy = shutil.copytree if entry.is_dir() else shutil.copy2
+                    copy(entry, temporary / entry.name)
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
             os.replace(target, old / "old")
             os.replace(temporary, target)

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,13 @@ def read_video(
     chosen = iter_frames(path, start=start, end=end, every=every, max_frames=max_frames)
     fps = frame_rate(path) / every
     # A bytearray grows in place: the clip is held once, not as a list of frames and again as their stack.
-    data, shape, count = bytearray(), (0, 0, 0), 0
+    data, shape = bytearray(), torch.Size()
     for count, frame in enumerate(chosen, 1):
-        shape = tuple(frame.shape)
-        data += memoryview(frame.numpy()).cast("B")
+        shape = frame.shape
+        data += frame.numpy().data
         if on_frame is not None:
             on_frame(count)
-    return Video(torch.frombuffer(data, dtype=torch.uint8).view(count, *shape), fps, start, every)
+    return Video(torch.frombuffer(data, dtype=torch.uint8).view(-1, *shape), fps, start, every)
 
 
 def iter_frames(
@@ -95,11 +96,12 @@ def iter_frames(
     max_frames: int | None = None,
 ) -> Iterator[Tensor]:
     """The frames that `read_video` would return, one by one, each (3, H, W) uint8. Raises what `read_video` raises."""
-    for name, value, least in (("start", start, 0), ("end", end, start + 1), ("every", every, 1), ("max_frames", max_frames, 1)):
-        optional = name in ("end", "max_frames")
-        if not (optional and value is None) and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            above = " (start + 1)" if name == "end" else ""
-            raise ValueError(f"{name}={value!r}; expected {'None or ' * optional}a whole number from {least}{above}")
+    _check_whole("start", start, 0)
+    _check_whole("every", every, 1)
+    if end is not None:
+        _check_whole("end", end, start + 1)
+    if max_frames is not None:
+        _check_whole("max_frames", max_frames, 1)
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; expected a video or a folder of images")
@@ -145,7 +147,7 @@ def write_video(
         raise ValueError(f"fps={fps!r}; expected a number above 0")
     av = video_extra("av")
     if "libx264" not in av.codecs_available:
-        raise RuntimeError("this build of PyAV has no libx264 and cannot write H.264; the wheels of `pip install av` have it")
+        raise ImportError("this PyAV was built without libx264; the one of pip install chrono-features[video] has it")
     arrays = map(_to_array, itertools.count(), frames)
     with write_beside(path) as file, av.open(file, "w", format=VIDEO_FORMATS[path.suffix.lower()]) as container:
         first = next(arrays, None)
@@ -181,6 +183,11 @@ def video_extra(module: str) -> Any:
         ) from error
 
 
+def _check_whole(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r}; expected a whole number, {least} or more")
+
+
 def _select(path: Path, start: int, end: int | None, every: int) -> Iterator[Tensor]:
     """Keeps frames by index, converts only those, and insists on one size and on at least one frame."""
     shape, seen = None, 0
@@ -190,7 +197,8 @@ def _select(path: Path, start: int, end: int | None, every: int) -> Iterator[Ten
             continue
         frame = torch.from_numpy(convert()).permute(2, 0, 1).contiguous()
         if shape not in (None, frame.shape):
-            raise ValueError(f"{path}: frame {index} has (3, H, W)={tuple(frame.shape)}; expected the first one's {tuple(shape)}")
+            got, expected = tuple(frame.shape), tuple(shape)
+            raise ValueError(f"{path}: frame {index} is (3, H, W)={got}; expected {expected} like those before it")
         shape = frame.shape
         yield frame
     if shape is None:
@@ -202,7 +210,7 @@ def _images(folder: Path) -> Iterator[Callable[[], np.ndarray]]:
     if not names:
         raise ValueError(f"{folder}: a folder without images; expected {', '.join(IMAGE_SUFFIXES)}")
     for name in names:
-        yield lambda name=name: _read_image(name)
+        yield partial(_read_image, name)
 
 
 def _read_image(path: Path) -> np.ndarray:
@@ -224,25 +232,27 @@ def _decode(path: Path) -> Iterator[Callable[[], np.ndarray]]:
     with _open(path) as container:
         stream = _video_stream(container, path)
         stream.thread_type = "AUTO"
-        packets = container.demux(stream)
-        while not defect:
-            try:
-                packet = next(packets, None)
-                if packet is None:
-                    break
+        try:
+            for packet in container.demux(stream):
                 if packet.is_corrupt:
-                    raise av.error.InvalidDataError(0, "incomplete packet")
-                frames = packet.decode()
-            except av.error.FFmpegError as error:
-                if not count and not getattr(packet, "is_corrupt", False):
-                    continue  # recordings that start amid a group of pictures cannot be decoded before the next one
-                defect = str(error.strerror or error)
-                frames = _flush(stream)
-            else:
+                    defect = "incomplete data"
+                    break
+                try:
+                    frames = packet.decode()
+                except av.error.InvalidDataError:
+                    if count:
+                        raise
+                    continue  # a recording that starts amid a group of pictures: decoding begins with the next one
                 end = max(end, (packet.pts or 0) + (packet.duration or 0))
-            for frame in frames:
+                for frame in frames:
+                    count += 1
+                    yield partial(_to_rgb, frame)
+        except av.error.FFmpegError as error:
+            defect = error.strerror or str(error)
+        if defect:
+            for frame in _flush(stream):
                 count += 1
-                yield lambda frame=frame: _to_rgb(frame)
+                yield partial(_to_rgb, frame)
         missing = _declared_duration(stream) - float(end * stream.time_base)
         if not defect and missing > 2 / float(stream.average_rate or DEFAULT_FPS):
             defect = f"it ends {missing:.2f} s before the duration that it states"
@@ -269,8 +279,8 @@ def _video_stream(container: Any, path: Path) -> Any:
     cover_art = video_extra("av.stream").Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & cover_art]
     if not streams:
-        kinds = sorted({s.type for s in container.streams}) or ["nothing"]
-        raise ValueError(f"{path}: no video stream; it holds only {', '.join(kinds)}")
+        others = sorted({s.type for s in container.streams if s.type != "video"}) or ["nothing"]
+        raise ValueError(f"{path}: no video stream; it holds only {', '.join(others)}")
     return streams[0]
 
 
@@ -307,12 +317,9 @@ def _to_rgb(frame: Any) -> np.ndarray:
 
 def _to_array(index: int, frame: np.ndarray | Tensor) -> np.ndarray:
     """(H, W, 3) uint8 of whatever `write_video` takes."""
-    if isinstance(frame, Tensor):
-        layout, valid = "tensor (3, H, W)", frame.dtype == torch.uint8 and frame.ndim == 3 and len(frame) == 3
-        array = frame.permute(1, 2, 0).cpu().numpy() if valid else None
-    else:
-        array = np.asarray(frame)
-        layout, valid = "array (H, W, 3)", array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
-    if not valid or 0 in frame.shape:
-        raise ValueError(f"frames[{index}] is {frame.dtype} of shape {tuple(frame.shape)}; expected a uint8 {layout}")
-    return array
+    layout = "tensor (3, H, W)" if isinstance(frame, Tensor) else "array (H, W, 3)"
+    array = frame.detach().cpu().numpy() if isinstance(frame, Tensor) else np.asarray(frame)
+    channels = 0 if isinstance(frame, Tensor) else 2
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[channels] != 3 or not array.size:
+        raise ValueError(f"frames[{index}] is {array.dtype} of shape {array.shape}; expected a uint8 {layout}")
+    return np.moveaxis(array, channels, 2)

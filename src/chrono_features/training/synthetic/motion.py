@@ -37,4 +37,6 @@ def rotations(vectors: Tensor) -> Tensor:  # [..., 3] -> [..., 3, 3]
     x, y, z = vectors.unbind(-1)
     zero = torch.zeros_like(x)
     skew = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), dim=-1).unflatten(-1, (3, 3))
-    return torch.linalg.matrix_exp(skew)
+    angle = vectors.norm(dim=-1).clamp_min(1e-9)[..., None, None]
+    half_sine = (angle / 2).sin() / (angle / 2)
+    return torch.eye(3).to(skew) + angle.sin() / angle * skew + half_sine**2 / 2 * (skew @ skew)

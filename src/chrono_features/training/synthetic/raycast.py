@@ -16,14 +16,14 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from .draws import chance, direction, integer, log_uniform, uniform, uniforms
+from .materials import Materials, lookup, make_materials
 from .motion import rotations, wander
+from .picture import render_frames
 from .textures import TextureSource
 
 NEAR = 0.05  # nothing nearer than this is seen
 ROOM = 0  # index of the room among the solids
 CUBE_FACES = 6
-EDGE_OFFSETS = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))  # rays through a pixel that sees an edge
-RAYS_PER_CHUNK = 1 << 15  # on the CPU: what stays in the cache
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class World:
             camera_position=self.camera_position[index],
         )
 
-    def to(self, *args) -> World:
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> World:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{k: v.to(*args) if v.is_floating_point() else v.to(v.new_empty(0).to(*args).device)
-                                for k, v in tensors.items()})
+        moved = {name: v.to(device, dtype if v.is_floating_point() else v.dtype) for name, v in tensors.items()}
+        return replace(self, **moved)
 
     @property
     def to_unit(self) -> Tensor:  # [S, T, 3, 3] world to unit cube or sphere, without the shift
@@ -90,7 +90,7 @@ def trace(
 
 
 def _hit_cube(start: Tensor, ray: Tensor, inside: bool) -> Tensor:  # [T, 3, 1], [T, 3, P] -> [T, P]
-    inverse = 1 / torch.where(ray.abs() < 1e-9, 1e-9, ray)
+    inverse = 1 / (ray + 1e-20)  # never zero, and otherwise unchanged
     middle, half = -start * inverse, inverse.abs()
     leave = (middle + half).amin(dim=1)
     if inside:
@@ -148,74 +148,10 @@ def sees(
     rays = camera_rays(world, xy.permute(1, 2, 0))
     hit_depth, hit = trace(world, world.camera_position, rays)
     inside = (xy >= 0).all(-1) & (xy[..., 0] < width) & (xy[..., 1] < height) & (depth > NEAR)
-    return inside & (hit.T == solid[:, None]) & ((hit_depth.T - depth).abs() < 1e-5 * depth)
+    return inside & (solid[:, None] == hit.T) & ((hit_depth.T - depth).abs() < 1e-5 * depth)
 
 
 # --- picture --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Materials:
-    """A texture for each of the six faces of every solid, as one table of texels with all mip levels."""
-
-    texels: Tensor  # [R, 3]
-    first_row: Tensor  # [S * 6, L] where each level of a face's texture starts
-    sides: Tensor  # [L] texels along the side of a level
-    scale: Tensor  # [S * 6, 2] texture coordinates per unit of the cube: the texture spans 1 and is then mirrored
-    shift: Tensor  # [S * 6, 2]
-    density: Tensor  # [S * 6] finest texels per unit of length in the world
-
-    def to(self, device) -> Materials:
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
-
-
-def make_materials(textures: list[Tensor], choice: Tensor, scale: Tensor, shift: Tensor, density: Tensor) -> Materials:
-    """Stacks textures [3, side, side] and their mip levels; `choice` [S * 6] says which texture a face has."""
-    side = min(texture.shape[-1] for texture in textures)
-    level = torch.stack([t if t.shape[-1] == side else F.interpolate(t[None], (side, side), mode="area")[0]
-                         for t in textures])
-    rows, starts, sides, start = [], [], [], 0
-    while True:
-        side = level.shape[-1]
-        rows.append(level.permute(0, 2, 3, 1).reshape(-1, 3))
-        starts.append(start + choice * side * side)
-        sides.append(side)
-        start += len(rows[-1])
-        if side <= 8:
-            break
-        level = F.interpolate(level, (side // 2, side // 2), mode="area")
-    return Materials(torch.cat(rows), torch.stack(starts, 1), torch.tensor(sides), scale, shift, density * sides[0])
-
-
-def lookup(materials: Materials, face: Tensor, uv: Tensor, footprint: Tensor) -> Tensor:
-    """Bilinear colour at the mip level that fits the footprint (pixel size in finest texels).
-
-    Args:
-        materials: The table.
-        face: [M] rows of the per-face tables.
-        uv: [2, M] texture coordinates.
-        footprint: [M].
-
-    Returns:
-        Tensor [M, 3].
-    """
-    last = len(materials.sides) - 1
-    level = (footprint.clamp_min(1).log2() + 0.3).long().clamp_max(last)  # rounds at 0.7: rather sharp than soft
-    side = materials.sides[level]
-    first = materials.first_row.view(-1)[face * (last + 1) + level]
-    limit = side - 1
-    uv = (uv.remainder(2) - 1).abs() * side - 0.5
-    low = uv.floor()
-    weight = uv - low
-    low = low.long()
-    x0, y0 = torch.minimum(low.clamp_min(0), limit)
-    x1, y1 = torch.minimum(low + 1, limit)
-    row0, row1 = first + y0 * side, first + y1 * side
-    corners = [materials.texels.index_select(0, row) for row in (row0 + x0, row0 + x1, row1 + x0, row1 + x1)]
-    weight_x, weight_y = weight[0, :, None], weight[1, :, None]
-    return torch.lerp(
-        torch.lerp(corners[0], corners[1], weight_x), torch.lerp(corners[2], corners[3], weight_x), weight_y
-    )
 
 
 @dataclass(frozen=True)
@@ -273,48 +209,14 @@ def shade(
     return colour * brightness[:, None], face
 
 
-def render(world: World, materials: Materials, light: Light, device) -> Tensor:  # [T, 3, H, W]
-    """The picture: one ray a pixel, four where neighbouring pixels see different faces."""
-    height, width = world.size
+def render(world: World, materials: Materials, light: Light, device: torch.device | str) -> Tensor:  # [T, 3, H, W]
     world, materials = world.to(device, torch.float32), materials.to(device)
-    light = replace(light, position=light.position.to(device, torch.float32))
-    y, x = torch.meshgrid(
-        torch.arange(height, device=device) + 0.5, torch.arange(width, device=device) + 0.5, indexing="ij"
-    )
-    pixels = torch.stack((x, y)).view(1, 2, -1)
-    total = len(world.camera_position)
-    chunk = max(1, RAYS_PER_CHUNK // (height * width)) if torch.device(device).type == "cpu" else total
-    pictures = []
-    for index in torch.arange(total, device=device).split(chunk):
-        part = world.frames(index)
-        part_light = replace(light, position=light.position[index])
-        colour, face = shade(part, materials, part_light, pixels.expand(len(index), -1, -1))
-        edges = _edge_pixels(face.view(-1, height, width))
-        if edges.shape[1]:
-            smooth = _supersample(part, materials, part_light, pixels, edges)
-            colour = colour.contiguous().scatter(2, edges[:, None].expand(-1, 3, -1), smooth)
-        pictures.append(colour.reshape(-1, 3, height, width))
-    return torch.cat(pictures)
+    places = light.position.to(device, torch.float32)
 
+    def shade_frames(index: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
+        return shade(world.frames(index), materials, replace(light, position=places[index]), xy)
 
-def _edge_pixels(face: Tensor) -> Tensor:  # [T, H, W] -> [T, K] flat pixel indices; frames with fewer are filled up
-    edge = torch.zeros_like(face, dtype=torch.bool)
-    across, down = face[:, :, 1:] != face[:, :, :-1], face[:, 1:] != face[:, :-1]
-    edge[:, :, 1:] |= across
-    edge[:, :, :-1] |= across
-    edge[:, 1:] |= down
-    edge[:, :-1] |= down
-    edge = edge.flatten(1)
-    most = int(edge.sum(1).max())
-    return edge.byte().topk(most, dim=1).indices if most else edge.new_zeros((len(edge), 0), dtype=torch.long)
-
-
-def _supersample(world, materials, light, pixels: Tensor, edges: Tensor) -> Tensor:  # [T, 3, K]
-    centres = pixels[0][:, edges].transpose(0, 1)  # [T, 2, K]
-    offsets = centres.new_tensor(EDGE_OFFSETS).T[None, :, :, None]  # [1, 2, 4, 1]
-    positions = (centres[:, :, None] + offsets).flatten(2)
-    colour, _ = shade(world, materials, light, positions)
-    return colour.unflatten(2, (len(EDGE_OFFSETS), -1)).mean(dim=2)
+    return render_frames(shade_frames, len(places), world.size, device)
 
 
 # --- random scenes --------------------------------------------------------------------------------------------------
@@ -375,8 +277,12 @@ def _random_radii(generator: Generator, radius: float) -> Tensor:  # [3]
 
 def _random_camera(generator: Generator, times: Tensor, view: float, room: Tensor) -> tuple[Tensor, Tensor]:
     """A camera near the back of the room that looks along z.  # [T, 3, 3], [T, 3]"""
-    start = torch.stack((uniforms(generator, -0.3, 0.3), uniforms(generator, -0.3, 0.3), uniforms(generator, -0.7, -0.4)))
-    aim = torch.stack((uniforms(generator, -0.3, 0.3), uniforms(generator, -0.6, 0.6), uniforms(generator, -0.15, 0.15)))
+    start = torch.stack(
+        (uniforms(generator, -0.3, 0.3), uniforms(generator, -0.3, 0.3), uniforms(generator, -0.7, -0.4))
+    )
+    aim = torch.stack(
+        (uniforms(generator, -0.3, 0.3), uniforms(generator, -0.6, 0.6), uniforms(generator, -0.15, 0.15))
+    )
     path = torch.zeros(len(times), 3, dtype=torch.float64)
     turn = torch.zeros(len(times), 3, dtype=torch.float64)
     if chance(generator, 0.8):

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from . import raycast
+from . import layers, raycast
 from .draws import chance, integer, log_uniform, uniform, uniforms
 from .motion import wander
 from .textures import TextureSource
@@ -18,7 +18,7 @@ SCENES = ("mixed", "raycast", "layers")
 
 @dataclass(frozen=True)
 class Clip:
-    """A video with the tracks of some of its points. Positions are raster pixels: the first pixel's centre is (0.5, 0.5)."""
+    """A video and the tracks of some of its points, in raster pixels: the first pixel's centre is (0.5, 0.5)."""
 
     video: Tensor  # [T, 3, H, W] float32 in [0, 1]
     tracks: Tensor  # [N, T, 2] float32 (x, y)
@@ -60,10 +60,10 @@ def make_clip(
     size = (int(size[0]), int(size[1]))
     generator = torch.Generator().manual_seed(seed)
     if scene == "mixed":
-        scene = SCENES[integer(generator, 1, 1)]  # FIXME layers
+        scene = SCENES[integer(generator, 1, 2)]
     drawn_step = log_uniform(generator, 0.6, 2.4)
     times = torch.arange(frames, dtype=torch.float64) * (drawn_step if frame_step is None else frame_step)
-    make = {"raycast": _raycast}[scene]
+    make = {"raycast": _raycast, "layers": _layers}[scene]
     video, tracks, visible, moving = make(generator, times, size, points, textures, device, anchor)
     if photometric:
         video = add_photometrics(generator, video, times)
@@ -99,7 +99,7 @@ def _check(seed, frames, size, points, scene, textures, frame_step, anchor) -> N
             fail("textures", textures.dtype, "uint8, or floating point in [0, 1]")
 
 
-def _raycast(generator, times, size, points, textures, device, anchor):
+def _raycast(generator, times, size, points, textures, device, anchor):  # -> video, tracks, visible, moving
     world = raycast.random_world(generator, times, size)
     materials = raycast.random_materials(generator, TextureSource(generator, textures), world.radii)
     light = raycast.random_light(generator, times, world.radii[raycast.ROOM])
@@ -112,6 +112,21 @@ def _raycast(generator, times, size, points, textures, device, anchor):
     tracks, depth = raycast.project(world, solid, unit)
     visible = raycast.sees(world, solid, tracks, depth)
     return raycast.render(world, materials, light, device), tracks, visible, world.is_moving[solid]
+
+
+def _layers(generator, times, size, points, textures, device, anchor):  # -> video, tracks, visible, moving
+    stack = layers.random_layers(generator, times, size)
+    materials = layers.random_materials(generator, TextureSource(generator, textures), stack)
+    gain = layers.random_gain(generator, times, len(stack.shapes))
+
+    xy, frame = candidates(generator, len(times), size, points, anchor)
+    layer, x, y = layers.topmost(stack.frames(frame), xy.transpose(1, 2))
+    layer, place = layer.flatten(), torch.stack((x, y), dim=-1).flatten(0, 1)
+    chosen = choose(generator, stack.is_moving[layer], points)
+    layer, place = layer[chosen], place[chosen]
+    tracks = layers.from_layer(stack, layer, place)
+    visible = layers.sees(stack, layer, tracks)
+    return layers.render(stack, materials, gain, device), tracks, visible, stack.is_moving[layer]
 
 
 def candidates(

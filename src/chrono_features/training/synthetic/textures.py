@@ -22,10 +22,14 @@ def load_textures(folder: str | Path) -> Tensor:  # [K, 3, 256, 256] uint8
 
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"folder: {folder} is not a directory; expected one with photographs ({', '.join(PHOTO_SUFFIXES)})")
+        raise ValueError(
+            f"folder: {folder} is not a directory; expected one with photographs ({', '.join(PHOTO_SUFFIXES)})"
+        )
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES)
     if not paths:
-        raise ValueError(f"folder: no photographs found in {folder}; expected files ending in {', '.join(PHOTO_SUFFIXES)}")
+        raise ValueError(
+            f"folder: no photographs found in {folder}; expected files ending in {', '.join(PHOTO_SUFFIXES)}"
+        )
     crops = []
     for path in paths:
         with Image.open(path) as photo:
@@ -65,27 +69,29 @@ def _pattern(generator: Generator, size: int) -> Tensor:  # [3, size, size]
     makers = (_noise, _noise, _checker, _stripes, _blobs, _cells, _bricks, _dots)
     mask = makers[integer(generator, 0, len(makers) - 1)](generator, size)
     dark, light = (_noise_colours(generator, size) for _ in range(2))
-    light = light + uniforms(generator, -0.4, 0.4, 3, 1, 1).float()
+    light = light + uniforms(generator, -0.3, 0.3, 3, 1, 1).float()
     pattern = torch.lerp(dark, light, mask)
-    pattern = pattern + uniform(generator, 0.02, 0.2) * (fractal_noise(generator, size, 4, size // 2) - 0.5)
+    pattern = pattern + uniform(generator, 0.08, 0.35) * (fractal_noise(generator, size, 8, size // 2) - 0.5)
     return pattern.clamp(0, 1)
 
 
 def _noise_colours(generator: Generator, size: int) -> Tensor:  # [3, size, size]
-    base = uniforms(generator, 0.1, 0.9, 3, 1, 1).float()
+    base = uniforms(generator, 0.2, 0.8, 3, 1, 1).float()
     return base + uniform(generator, 0.1, 0.7) * (fractal_noise(generator, size, 2, size // 4, channels=3) - 0.5)
 
 
 def fractal_noise(generator: Generator, size: int, coarsest: int, finest: int, channels: int = 1) -> Tensor:
     """Noise summed over octaves of `coarsest` to `finest` cells a side.  # [channels, size, size] in [0, 1]"""
-    total = torch.zeros(1, channels, size, size)
-    cells, weight, persistence = max(coarsest, 2), 1.0, uniform(generator, 0.5, 0.9)
-    while cells <= max(finest, 2):
-        octave = torch.rand(1, channels, cells, cells, generator=generator) - 0.5
-        total += weight * F.interpolate(octave, (size, size), mode="bilinear", align_corners=False)
+    cells = max(coarsest, 2)
+    weight, persistence = 1.0, uniform(generator, 0.5, 0.9)
+    total = torch.rand(1, channels, cells, cells, generator=generator)
+    while cells * 2 <= finest:
         cells, weight = cells * 2, weight * persistence
+        total = F.interpolate(total, scale_factor=2, mode="bilinear", align_corners=False)
+        total += weight * torch.rand(1, channels, cells, cells, generator=generator)
     low, high = total.amin(), total.amax()
-    return ((total - low) / (high - low).clamp_min(1e-6))[0]
+    total = (total - low) / (high - low).clamp_min(1e-6)
+    return F.interpolate(total, (size, size), mode="bilinear", align_corners=False)[0]
 
 
 def _grid(generator: Generator, size: int) -> tuple[Tensor, Tensor]:  # 2 x [size, size]
@@ -151,7 +157,8 @@ class TextureSource:
     def __init__(self, generator: Generator, photos: Tensor | None, procedural_count: int = 4):
         self.generator = generator
         self.photos = photos
-        self.procedural = procedural_textures(procedural_count if photos is None else 1, PHOTO_SIZE, generator)
+        procedural = procedural_textures(procedural_count if photos is None else 1, PHOTO_SIZE, generator)
+        self.procedural = procedural if photos is None else procedural.to(photos.device)
 
     def draw(self) -> Tensor:  # [3, S, S] float32 in [0, 1], on the CPU or where the photographs are
         if self.photos is None or chance(self.generator, 0.15):
@@ -166,9 +173,9 @@ class TextureSource:
         return texture.flip(2) if chance(self.generator, 0.5) else texture
 
     def _recolour(self, texture: Tensor) -> Tensor:
-        """Another contrast (one in four weak), another tint, at times other colours."""
-        weak = chance(self.generator, 0.25)
-        contrast = uniform(self.generator, 0.15, 0.5) if weak else uniform(self.generator, 0.7, 1.3)
+        """Another contrast (one in five weak), another tint, at times other colours."""
+        weak = chance(self.generator, 0.2)
+        contrast = uniform(self.generator, 0.25, 0.6) if weak else uniform(self.generator, 0.7, 1.3)
         tint = uniforms(self.generator, 0.7, 1.3, 3, 1, 1).to(texture)
         if chance(self.generator, 0.25):
             texture = texture[torch.randperm(3, generator=self.generator).to(texture.device)]

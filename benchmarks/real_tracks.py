@@ -1,0 +1,144 @@
+"""Accuracy on real videos with point tracks: `python -m benchmarks.real_tracks PATH --model chrono-tiny`.
+
+PATH is a pickle in TAP-Vid's layout: name -> {video: JPEG bytes per frame, points (N, T, 2) in [0, 1], occluded (N, T),
+valid (N, T)}. Protocol *first*: each track is queried at its first visible frame and scored on later ones, everything at
+256 x 256 (Lanczos). Groups are shown apart; the mean alone says little. This is not TAP-Vid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from chrono_features import ChronoBackbone, Tracks, soft_argmax_track
+from chrono_features.evaluation.tapvid import THRESHOLDS, first_queries, tapvid_metrics
+
+SIZE = 256
+GROUPS = ("planar", "kitchen", "badja")
+Tracker = Callable[[Tensor, Tensor], Tracks]
+
+
+class _NumpyOnly(pickle.Unpickler):
+    """Untrusted pickles run code; this one may only build NumPy arrays."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"the file wants {module}.{name}; expected NumPy arrays only")
+
+
+def videos(path: Path) -> Iterator[tuple[str, Tensor, dict[str, np.ndarray]]]:
+    with open(path, "rb") as file:
+        data = _NumpyOnly(file).load()
+    for name, item in data.items():
+        frames = [Image.open(io.BytesIO(b)).convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS) for b in item["video"]]
+        video = torch.from_numpy(np.stack([np.asarray(f) for f in frames])).permute(0, 3, 1, 2)
+        yield name, video, {key: np.asarray(item[key]) for key in ("points", "occluded", "valid")}
+
+
+def evaluate(track: Tracker, path: Path) -> dict[str, dict[str, float]]:
+    """Metrics of every video, and the seconds it took."""
+    results = {}
+    for name, video, truth in videos(path):
+        xy = truth["points"].astype(np.float64) * SIZE
+        queries, kept = first_queries(xy, ~truth["occluded"] & truth["valid"])
+        queries[:, 1:] = queries[:, 1:].clip(0, SIZE)
+        start = time.perf_counter()
+        tracks = track(video[None], torch.from_numpy(queries)[None])[0]
+        seconds = time.perf_counter() - start
+        occluded = np.zeros(tracks.xy.shape[:2], bool) if tracks.visible is None else ~tracks.visible.numpy()
+        masks = truth["occluded"][kept], tracks.xy.double().numpy(), occluded
+        results[name] = tapvid_metrics(queries[:, 0], xy[kept], *masks, mode="first", valid=truth["valid"][kept])
+        results[name]["seconds_per_frame"] = seconds / len(video)
+    return results
+
+
+def model_tracker(name: str, adapters: bool = True) -> Tracker:
+    """A model's own tracks, or those of its features with the adapters switched off."""
+    model = ChronoBackbone.from_pretrained(name)
+    return model.track if adapters else _without_adapters(model)
+
+
+def untrained_tracker(name: str) -> Tracker:
+    """The same network before training."""
+    torch.manual_seed(0)
+    return ChronoBackbone(ChronoBackbone.from_pretrained(name).config).track
+
+
+def _without_adapters(model: ChronoBackbone) -> Tracker:
+    @torch.no_grad()
+    def track(video: Tensor, queries: Tensor) -> Tracks:
+        c = model.config
+        options = {"temperature": c.temperature, "radius": c.radius, "visibility_head": model.visibility_head}
+        return soft_argmax_track(model.vit_features(video), queries, (SIZE, SIZE), **options)
+
+    return track
+
+
+def static(video: Tensor, queries: Tensor) -> Tracks:
+    """A point that never moves."""
+    xy = queries[:, :, None, 1:].expand(-1, -1, video.shape[1], -1)
+    return Tracks(xy, torch.ones(xy.shape[:-1]))
+
+
+def raw_patches(video: Tensor, queries: Tensor, patch: int = 9, stride: int = 4) -> Tracks:
+    """Raw-pixel patches, mean removed, unit length, matched by the same soft-argmax."""
+    pixels = F.pad(video[0].float() / 255, (patch // 2,) * 4, mode="replicate")
+    patches = F.unfold(pixels, patch).unflatten(-1, video.shape[-2:])
+    patches = F.avg_pool2d(patches.flatten(0, 0), stride)
+    patches = patches - patches.mean(dim=1, keepdim=True)
+    features = F.normalize(patches, dim=1)[None]
+    return soft_argmax_track(features, queries, (SIZE, SIZE), radius=3.0)
+
+
+def group_means(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    rows = {group: [v for name, v in results.items() if name.startswith(group)] for group in GROUPS}
+    rows["mean of all"] = list(results.values())
+    return {group: {k: float(np.nanmean([v[k] for v in items])) for k in items[0]} for group, items in rows.items() if items}
+
+
+def table(name: str, results: dict[str, dict[str, float]]) -> str:
+    columns = ["average_pts_within_thresh", "average_jaccard", "occlusion_accuracy", *(f"pts_within_{t}" for t in THRESHOLDS)]
+    titles = ["<delta_avg", "AJ", "OA", *(f"<{t} px" for t in THRESHOLDS)]
+    lines = [f"| {name} | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    for group, metrics in group_means(results).items():
+        lines.append(f"| {group} | " + " | ".join(f"{metrics[c]:.3f}" for c in columns) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--model", action="append", default=[])
+    parser.add_argument("--no-adapters", action="append", default=[], metavar="MODEL")
+    parser.add_argument("--untrained", action="append", default=[], metavar="MODEL")
+    parser.add_argument("--baseline", action="append", default=[], choices=["static", "raw-patches"])
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    trackers: dict[str, Tracker] = {"static": static, "raw-patches": raw_patches}
+    trackers = {name: trackers[name] for name in args.baseline}
+    trackers |= {f"{name}, untrained": untrained_tracker(name) for name in args.untrained}
+    trackers |= {f"{name}, adapters off": model_tracker(name, adapters=False) for name in args.no_adapters}
+    trackers |= {name: model_tracker(name) for name in args.model}
+    everything = {}
+    for name, tracker in trackers.items():
+        everything[name] = evaluate(tracker, args.path)
+        print(table(name, everything[name]), end="\n\n", flush=True)
+    if args.out:
+        args.out.write_text(json.dumps(everything, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,468 @@
+"""The command line. What computes, decodes or draws is imported by the command that needs it: `--help` stays quick."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from .backbone import ChronoBackbone
+    from .tracking import Tracks
+    from .video import Video
+
+Item = TypeVar("Item")
+
+EXTRAS = {"accelerate": "train", "av": "video", "PIL": "video", "gdown": "weights"}
+
+
+class Commands(TyperGroup):
+    """Turns what a user can put right (wrong arguments, files, missing extras) into one line instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError, ImportError) as error:
+            message = _explain(error)
+            if message is None or ctx.params.get("traceback"):
+                raise
+            Console(stderr=True).print(Text(" ".join(message.split()), "red"), soft_wrap=True)
+            raise typer.Exit(2) from error
+
+
+def _explain(error: Exception) -> str | None:
+    """The line to print, or None for an error that is not the user's."""
+    if not isinstance(error, ImportError):
+        return str(error)
+    if "pip install" in str(error):
+        return str(error)
+    package = (error.name or "").split(".")[0]
+    if package in EXTRAS:
+        extra = EXTRAS[package]
+        return f"{package} is missing: this command needs the {extra} extra: pip install chrono-features[{extra}]"
+    return None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Dense, temporally-aware video features and point tracks.",
+)
+
+VideoPath = Annotated[Path, typer.Argument(metavar="VIDEO", help="A video, or a folder of .jpg and .png images.")]
+Model = Annotated[str, typer.Option(help="A known name, a folder, a hub id or an authors' .ckpt.")]
+Device = Annotated[str, typer.Option(help="auto (cuda, then mps, then cpu), or a torch device.")]
+Start = Annotated[int, typer.Option(help="First frame of the file to use.")]
+End = Annotated[int | None, typer.Option(help="Frame of the file to stop before.")]
+Every = Annotated[int, typer.Option(help="Use every n-th frame.")]
+MaxFrames = Annotated[int | None, typer.Option(help="Use at most this many frames.")]
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error was raised.")] = False,
+) -> None:
+    if version:
+        from . import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def track(
+    video: VideoPath,
+    queries: Annotated[
+        str,
+        typer.Option(
+            help="Points to track: grid:16 (16 x 16 points on frame 0), grid:16@5 (on frame 5), a .csv file with the "
+            'header t,x,y, or "t,x,y;t,x,y". t counts the frames used, x and y are pixels.'
+        ),
+    ] = "grid:16",
+    out: Annotated[
+        Path | None, typer.Option(help="Tracks as .npz.  [default: tracks.npz, unless --render is given]")
+    ] = None,
+    render: Annotated[Path | None, typer.Option(help="Video with the tracks drawn over it.")] = None,
+    model: Model = "chrono-tiny",
+    device: Device = "auto",
+    start: Start = 0,
+    end: End = None,
+    every: Every = 1,
+    max_frames: MaxFrames = None,
+) -> None:
+    """Track points through a video."""
+    if out is None and render is None:
+        out = Path("tracks.npz")
+    _track(video, queries, out, render, model, device, start=start, end=end, every=every, max_frames=max_frames)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where to write the overlay.")] = Path("chrono_demo.mp4"),
+    model: Model = "chrono-tiny",
+    device: Device = "auto",
+) -> None:
+    """Run `track` on the clip that comes with the package and draw the result."""
+    with resources.as_file(resources.files(__package__) / "assets" / "bunny.mp4") as clip:
+        _track(clip, "grid:16", None, out, model, device)
+
+
+@app.command()
+def features(
+    video: VideoPath,
+    out: Annotated[Path, typer.Option(help="Features as .safetensors: one tensor `features`, (T, C, h, w).")],
+    model: Model = "chrono-tiny",
+    device: Device = "auto",
+    start: Start = 0,
+    end: End = None,
+    every: Every = 1,
+    max_frames: MaxFrames = None,
+) -> None:
+    """Compute the features of a video."""
+    from safetensors.torch import save
+
+    from .files import write_beside
+
+    check_output("out", out, [".safetensors"], video)
+    place = pick_device(device)
+    clip = _read(video, start=start, end=end, every=every, max_frames=max_frames)
+    result = _features(_load(model, place), clip, place)
+    about = {
+        "model": model,
+        "fps": f"{clip.fps:g}",
+        "start": str(start),
+        "every": str(every),
+        "height": str(clip.size[0]),
+        "width": str(clip.size[1]),
+    }
+    with write_beside(out) as file:
+        file.write(save({"features": result.contiguous()}, about))
+    frames, channels, rows, columns = result.shape
+    _done(out, f"{frames} frames, {channels} channels, grid {rows} x {columns}")
+
+
+@app.command()
+def pca(
+    video: VideoPath,
+    out: Annotated[Path, typer.Option(help="Where to write the video.")],
+    beside_vit: Annotated[
+        bool, typer.Option("--beside-vit", help="Show the same network with its adapters off on the left.")
+    ] = False,
+    model: Model = "chrono-tiny",
+    device: Device = "auto",
+    start: Start = 0,
+    end: End = None,
+    every: Every = 1,
+    max_frames: MaxFrames = None,
+) -> None:
+    """Show features as colours: their first three principal components over the whole clip."""
+    from .video import VIDEO_FORMATS, write_video
+    from .viz import pca_frames, side_by_side
+
+    check_output("out", out, VIDEO_FORMATS, video)
+    place = pick_device(device)
+    clip = _read(video, start=start, end=end, every=every, max_frames=max_frames)
+    network = _load(model, place)
+    pictures = pca_frames(_features(network, clip, place), clip.size)
+    if beside_vit:
+        alone = pca_frames(_features(network, clip, place, adapters=False), clip.size)
+        pictures = side_by_side({"ViT alone": alone, "with temporal adapters": pictures})
+    write_video(out, _counted("drawing", pictures, len(clip.frames)), clip.fps)
+    _done(out)
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint of the paper's authors.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for config.json and model.safetensors.")],
+    num_heads: Annotated[
+        int | None, typer.Option(help="Attention heads of the ViT, where width / 64 is not whole.")
+    ] = None,
+    grid: Annotated[str, typer.Option(help="Tokens per frame: 64, or rows x columns as 48x64.")] = "64",
+) -> None:
+    """Convert an authors' checkpoint to a folder that `--model` takes."""
+    size = parse_grid(grid)
+    check_output("OUT", out, None)
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"CKPT={checkpoint}: no such file; expected a checkpoint")
+    from .pretrained import load_authors_checkpoint
+
+    with _progress(f"converting {checkpoint.name}"):
+        load_authors_checkpoint(checkpoint, num_heads=num_heads, grid=size).save_pretrained(out)
+    _done(out)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="What to train: tiny, or adapters.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, the log and the model.")],
+    model: Annotated[str | None, typer.Option(help="Model to start from (recipe adapters).")] = None,
+    textures: Annotated[Path | None, typer.Option(help="Folder of photographs for the synthetic scenes.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of every stage, in place of the recipe's.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and of the clips.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")] = True,
+    mixed_precision: Annotated[str | None, typer.Option(help="no, fp16 or bf16, as accelerate knows them.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that make clips.")] = 1,
+) -> None:
+    """Train on synthetic clips.
+
+    Accelerate chooses the devices; `accelerate launch -m chrono_features train ...` uses several.
+    """
+    if textures is not None and not textures.is_dir():
+        raise FileNotFoundError(f"textures={textures}: no such folder; expected one with photographs")
+    from . import training
+
+    training.train(
+        recipe,
+        out,
+        model=model,
+        textures=textures,
+        steps=steps,
+        seed=seed,
+        resume=resume,
+        mixed_precision=mixed_precision,
+        workers=workers,
+    )
+    _done(out)
+
+
+@app.command()
+def info(model: Annotated[str, typer.Argument(help="A known name, a folder, a hub id or an authors' .ckpt.")]) -> None:
+    """Print what a model is made of."""
+    network = _load(model, pick_device("cpu"))
+    table = Table("", "", show_header=False, box=None)
+    for part, weights in _weights_by_part(network).items():
+        table.add_row(f"{part} parameters", f"{weights:,}")
+    for key, value in network.config.to_dict().items():
+        table.add_row(key, str(value))
+    Console(soft_wrap=True).print(table)
+
+
+@app.command()
+def verify(
+    name: Annotated[str, typer.Argument(help="chrono-vits14 or chrono-vitb14.")],
+    davis: Annotated[Path | None, typer.Option(help="TAP-Vid-DAVIS, where you have it.")] = None,
+) -> None:
+    """Fetch the authors' weights, check every key, and print published beside measured numbers."""
+    if davis is not None and not davis.exists():
+        raise FileNotFoundError(f"davis={davis}: no such file; expected TAP-Vid-DAVIS")
+    from . import pretrained
+
+    with _progress(f"verifying {name}"):
+        rows = pretrained.verify(name, davis=davis)
+    table = Table(name, "published", "measured")
+    for row in rows:
+        table.add_row(*("-" if cell is None else str(cell) for cell in row))
+    Console(soft_wrap=True).print(table)
+
+
+def parse_queries(text: str) -> Callable[[tuple[int, int]], Tensor]:
+    """What `--queries` means: a function from the frame's (height, width) to queries (1, N, 3).
+
+    Raises:
+        FileNotFoundError: There is no such .csv file.
+        ValueError: The text is not one of the forms of `--queries`; a bad row of a file is named by its line.
+    """
+    import torch
+
+    from .tracking import grid_queries
+
+    if text.startswith("grid"):
+        form = re.fullmatch(r"grid:(\d+)(?:@(\d+))?", text)
+        if form is None or int(form[1]) == 0:
+            raise ValueError(f"queries={text!r}; expected grid:N or grid:N@FRAME, N being the points a side")
+        return partial(grid_queries, int(form[1]), t=int(form[2] or 0))
+    if text.lower().endswith(".csv"):
+        points = _read_points(Path(text))
+    else:
+        parts = text.strip(" ;").split(";")
+        points = [_point(part.split(","), f"queries={text!r}, point {i}") for i, part in enumerate(parts, 1)]
+    queries = torch.tensor(points, dtype=torch.float64).reshape(1, -1, 3)
+    return lambda size: queries
+
+
+def parse_grid(text: str) -> tuple[int, int]:
+    """ "64" or "48x64" as (rows, columns)."""
+    form = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if form is None or "0" in (form[1], form[2]):
+        raise ValueError(f"grid={text!r}; expected a positive whole number, or two as ROWSxCOLUMNS")
+    return int(form[1]), int(form[2] or form[1])
+
+
+def pick_device(name: str) -> torch.device:
+    """A device by name; "auto" is cuda, then mps, then cpu.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device={name!r} is not available; expected auto, cpu, cuda, cuda:N or mps") from error
+    return device
+
+
+def check_output(name: str, path: Path, suffixes: Iterable[str] | None, source: Path | None = None) -> None:
+    """Makes sure, before any work, that a result can be written to `path`.
+
+    Args:
+        name: The argument's name, for messages.
+        path: File to write; or folder, where `suffixes` is None.
+        suffixes: Endings it may have.
+        source: A file that must not be overwritten.
+
+    Raises:
+        FileNotFoundError: The parent folder is missing.
+        PermissionError: It is not writable.
+        ValueError: The suffix is another one, `path` is a folder or it is `source`.
+    """
+    if suffixes is not None and path.suffix.lower() not in suffixes:
+        raise ValueError(f"{name}={path}; expected a name that ends in {', '.join(suffixes)}")
+    if suffixes is not None and path.is_dir():
+        raise ValueError(f"{name}={path} is a folder; expected a file")
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
+        raise ValueError(f"{name}={path} is the video itself; expected another name")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{name}={path}: the folder {folder} does not exist")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{name}={path}: the folder {folder} is not writable")
+
+
+def _track(
+    video: Path, queries: str, out: Path | None, render: Path | None, model: str, device: str, **selection: int | None
+) -> None:
+    from .tracking import check_queries
+    from .video import VIDEO_FORMATS, write_video
+    from .viz import draw_tracks
+
+    if out is not None:
+        check_output("out", out, [".npz"], video)
+    if render is not None:
+        check_output("render", render, VIDEO_FORMATS, video)
+    points_of = parse_queries(queries)
+    place = pick_device(device)
+    clip = _read(video, **selection)
+    points = check_queries(points_of(clip.size), 1, len(clip.frames), clip.size)
+    network = _load(model, place)
+    with _progress(f"tracking {points.shape[1]} points through {len(clip.frames)} frames"):
+        tracks: Tracks = network.track(clip.frames[None].to(place), points.float().to(place))[0].to("cpu")
+    if out is not None:
+        tracks.save(out)
+        _done(out, f"{points.shape[1]} points, {len(clip.frames)} frames")
+    if render is not None:
+        write_video(render, _counted("drawing", draw_tracks(clip.frames, tracks), len(clip.frames)), clip.fps)
+        _done(render)
+
+
+def _features(network: ChronoBackbone, clip: Video, device: torch.device, adapters: bool = True) -> Tensor:
+    import torch
+
+    compute = network if adapters else network.vit_features
+    what = f"computing features of {len(clip.frames)} frames{'' if adapters else ' by the ViT alone'}"
+    with _progress(what), torch.inference_mode():
+        return compute(clip.frames[None].to(device))[0].cpu()
+
+
+def _load(name: str, device: torch.device) -> ChronoBackbone:
+    from .backbone import ChronoBackbone
+
+    with _progress(f"loading {name}"):
+        return ChronoBackbone.from_pretrained(name).to(device).eval()
+
+
+def _read(path: Path, **selection: Any) -> Video:
+    from .video import read_video
+
+    with _progress(f"reading {path.name}", TextColumn("{task.completed} frames")) as update:
+        return read_video(path, **selection, on_frame=update)
+
+
+def _read_points(path: Path) -> list[list[float]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"queries={path}: no such file; expected a .csv file with the header t,x,y")
+    points = []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file)
+        try:
+            header = [cell.strip() for cell in next(rows, [])]
+            if header != ["t", "x", "y"]:
+                raise ValueError(f"{path}, line 1: {','.join(header)!r}; expected the header t,x,y")
+            for row in rows:
+                if any(cell.strip() for cell in row):
+                    points.append(_point(row, f"{path}, line {rows.line_num}"))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: {error}; expected a text file in UTF-8") from error
+    return points
+
+
+def _point(cells: list[str], where: str) -> list[float]:
+    try:
+        t, x, y = map(float, cells)
+        valid = math.isfinite(t + x + y)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError(f"{where}: {','.join(cells)!r}; expected three numbers t,x,y")
+    return [t, x, y]
+
+
+def _weights_by_part(network: Any) -> dict[str, int]:
+    def count(module: Any) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    parts = {name: count(module) for name, module in network.named_children()}
+    return {**{name: weights for name, weights in parts.items() if weights}, "all": count(network)}
+
+
+@contextmanager
+def _progress(what: str, *columns: ProgressColumn, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A line on stderr: a spinner, what is done, `columns`, the time. Yields a function that sets the count."""
+    text = TextColumn("{task.description}", markup=False)
+    with Progress(SpinnerColumn(), text, *columns, TimeElapsedColumn(), console=Console(stderr=True)) as lines:
+        task = lines.add_task(what, total=total)
+        yield lambda done: lines.update(task, completed=done)
+
+
+def _counted(what: str, items: Iterable[Item], total: int) -> Iterator[Item]:
+    with _progress(what, BarColumn(), MofNCompleteColumn(), total=total) as update:
+        for done, item in enumerate(items, 1):
+            yield item
+            update(done)
+
+
+def _done(path: Path, what: str = "") -> None:
+    print(f"{path}: {what}" if what else path)

@@ -1,0 +1,372 @@
+"""Names to weights: bundled and published models, folders, hub repositories, the authors' checkpoints; and saving."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from huggingface_hub import constants, hf_hub_download
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .backbone import ChronoBackbone
+from .config import ChronoConfig
+from .files import folder_beside
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+BUNDLED = Path(__file__).parent / "assets" / "chrono-tiny"
+# File ids on Google Drive, from the README of https://github.com/cvlab-kaist/Chrono
+AUTHORS_FILES = {
+    "chrono-vits14": "1Q-rqNl1ZkYhH4UtOjwcMH0oKkcCxMi7K",
+    "chrono-vitb14": "1XYOr5pVncEAgyWcQZ_TjgvqLTcexdUQr",
+}
+DINOV2_VITS = {
+    "dinov2-vits14": "vit_small_patch14_dinov2.lvd142m",
+    "dinov2-vitb14": "vit_base_patch14_dinov2.lvd142m",
+}
+NAMES = ("chrono-tiny", *AUTHORS_FILES, *DINOV2_VITS)
+_ADAPTERS_ONLY = "adapters"  # value of the safetensors metadata key "contents"
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+    **config_overrides: Any,
+) -> ChronoBackbone:
+    """Loads a model, in eval mode, on the CPU, in float32.
+
+    Args:
+        name: "chrono-tiny" (bundled); "chrono-vits14" or "chrono-vitb14" (the authors', fetched once);
+            "dinov2-vits14" or "dinov2-vitb14" (no adapters unless `adapter_blocks` says so); a folder that
+            `save_pretrained` wrote; an authors' `.ckpt`; or a hub id "user/model". Built-in names come first.
+        revision, cache_dir, token, force_download, local_files_only: As in huggingface_hub.
+        config_overrides: Fields of `ChronoConfig` to change.
+
+    Raises:
+        ValueError: Unknown name or config key, or weights that do not fit; the message names the keys.
+        OSError: Weights are missing and cannot be fetched; the message says how to supply them.
+    """
+    hub = {"cache_dir": cache_dir, "force_download": force_download, "local_files_only": local_files_only}
+    name = os.fspath(name)
+    if name == "chrono-tiny":
+        return _load_folder(BUNDLED, config_overrides)
+    if name in AUTHORS_FILES:
+        return _load_folder(_fetch_authors(name, **hub), config_overrides)
+    if name in DINOV2_VITS:
+        config = ChronoConfig(vit=DINOV2_VITS[name], adapter_blocks="none", pos_embed_resize="dinov2")
+        return _with_timm_weights(config.replace(**config_overrides))
+    if Path(name).is_dir():
+        return _load_folder(Path(name), config_overrides)
+    if Path(name).suffix == ".ckpt":
+        return _override(load_authors_checkpoint(name), config_overrides)
+    if name.count("/") == 1 and all(name.split("/")) and not name.startswith("."):
+        return _load_folder(_fetch_hub(name, revision=revision, token=token, **hub), config_overrides)
+    raise ValueError(f"name={name!r}; expected one of {', '.join(NAMES)}, a folder, a .ckpt file, or a hub id user/model")
+
+
+def save(
+    model: ChronoBackbone,
+    folder: str | os.PathLike[str],
+    *,
+    adapters_only: bool = False,
+    push_to_hub: bool = False,
+    repo_id: str | None = None,
+    config: Any = None,
+    model_card_kwargs: Mapping[str, Any] | None = None,
+    **push_options: Any,
+) -> str | None:
+    """Writes `config.json`, `model.safetensors` and a model card; an old folder survives a failure.
+
+    Args:
+        model: What to save.
+        folder: Where; other files in it are kept.
+        adapters_only: Store what was trained and the name of the ViT, whose weights timm then supplies on loading.
+        push_to_hub, repo_id, push_options: As in huggingface_hub.
+        config, model_card_kwargs: Taken for huggingface_hub's sake; the model's own configuration is what is saved.
+
+    Returns:
+        The address of the commit with `push_to_hub`, else None.
+
+    Raises:
+        ValueError: `adapters_only` for a model whose ViT was trained.
+    """
+    if adapters_only and not (model.config.freeze_vit and model.stem is None):
+        raise ValueError("adapters_only=True with a ViT that is trained too; expected freeze_vit=True and stem='patch'")
+    folder = Path(folder)
+    state = {k: v.contiguous() for k, v in model.state_dict().items() if not (adapters_only and k.startswith("vit."))}
+    with folder_beside(folder) as beside:
+        save_file(state, beside / WEIGHTS_FILE, {"format": "pt", "contents": _ADAPTERS_ONLY if adapters_only else "all"})
+        (beside / CONFIG_FILE).write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
+        if not (folder / "README.md").exists():
+            (beside / "README.md").write_text(_MODEL_CARD)
+    if push_to_hub:
+        return model.push_to_hub(repo_id or folder.name, **push_options)
+    return None
+
+
+def load_authors_checkpoint(
+    path: str | os.PathLike[str],
+    num_heads: int | None = None,
+    grid: tuple[int, int] = (64, 64),
+) -> ChronoBackbone:
+    """Reads a Lightning checkpoint of the authors' code; sizes come from its tensors.
+
+    Args:
+        path: The `.ckpt` file. Only `state_dict`'s `model.*` is used.
+        num_heads: Attention heads of the ViT; None means width / 64.
+        grid: Tokens per frame.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It holds something other than tensors, keys are missing, unexpected or misshapen, or `num_heads`
+            is needed.
+    """
+    source = _authors_state(Path(path))
+    config = _authors_config(source, num_heads, grid)
+    return _with_state(config, _rename_authors(source, config), os.fspath(path))
+
+
+def verify(name: str, davis: str | os.PathLike[str] | None = None) -> list[tuple[str, str, str]]:
+    """Fetches the authors' weights, checks every key and runs them.
+
+    Args:
+        name: "chrono-vits14" or "chrono-vitb14".
+        davis: Path to `tapvid_davis.pkl`, to measure on it.
+
+    Returns:
+        Rows of (what, published, measured).
+
+    Raises:
+        ValueError: `name` is not one of the authors' models.
+        OSError: The weights cannot be fetched.
+    """
+    from .evaluation.verification import compare
+
+    if name not in AUTHORS_FILES:
+        raise ValueError(f"name={name!r}; expected one of {', '.join(AUTHORS_FILES)}")
+    return compare(name, load(name), davis)
+
+
+def _override(model: ChronoBackbone, overrides: Mapping[str, Any]) -> ChronoBackbone:
+    if not overrides:
+        return model
+    return _with_state(model.config.replace(**overrides), model.state_dict(), "the checkpoint")
+
+
+def _load_folder(folder: Path, overrides: Mapping[str, Any]) -> ChronoBackbone:
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}; expected a folder that save_pretrained wrote")
+    config = ChronoConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text())).replace(**overrides)
+    try:
+        with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+            contents = (file.metadata() or {}).get("contents", "all")
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS_FILE} is not a whole safetensors file: {error}") from error
+    if contents == _ADAPTERS_ONLY:
+        model = _with_timm_weights(config)
+        state |= {key: value for key, value in model.state_dict().items() if key.startswith("vit.")}
+        return _load_strict(model, state, str(folder))
+    return _with_state(config, state, str(folder))
+
+
+def _with_state(config: ChronoConfig, state: Mapping[str, Tensor], source: str) -> ChronoBackbone:
+    return _load_strict(ChronoBackbone(config), state, source)
+
+
+def _load_strict(model: ChronoBackbone, state: Mapping[str, Tensor], source: str) -> ChronoBackbone:
+    expected = model.state_dict()
+    problems = {
+        "missing keys": sorted(expected.keys() - state.keys()),
+        "unexpected keys": sorted(state.keys() - expected.keys()),
+        "misshapen keys": [
+            f"{k} {tuple(state[k].shape)} instead of {tuple(v.shape)}"
+            for k, v in expected.items()
+            if k in state and state[k].shape != v.shape
+        ],
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{len(keys)} {what}: {_shorten(keys)}" for what, keys in problems.items() if keys)
+        raise ValueError(f"{source} does not fit the model: {told}")
+    model.load_state_dict(dict(state))
+    return model
+
+
+def _shorten(keys: list[str], limit: int = 6) -> str:
+    return ", ".join(keys[:limit]) + (", …" if len(keys) > limit else "")
+
+
+def _with_timm_weights(config: ChronoConfig) -> ChronoBackbone:
+    try:
+        return ChronoBackbone(config, pretrained_vit=True)
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"the weights of {config.vit} are missing: model.safetensors of the hub repository timm/{config.vit} could not "
+            f"be fetched ({type(error).__name__}). Download it where there is a network (hf download timm/{config.vit}) and "
+            "copy the Hugging Face cache, or name the file: "
+            "vit_kwargs={'pretrained_cfg_overlay': {'file': 'path/to/model.safetensors'}}"
+        ) from error
+
+
+def _fetch_hub(name: str, **options: Any) -> Path:
+    try:
+        paths = [hf_hub_download(name, file, **options) for file in (CONFIG_FILE, WEIGHTS_FILE)]
+    except (OSError, ValueError, RuntimeError) as error:
+        raise OSError(
+            f"{CONFIG_FILE} and {WEIGHTS_FILE} of the hub repository {name} could not be fetched "
+            f"({type(error).__name__}). Is the name right? Built-in names are {', '.join(NAMES)}. Without a network, "
+            "download the two files elsewhere and name their folder"
+        ) from error
+    return Path(paths[0]).parent
+
+
+def _fetch_authors(
+    name: str, cache_dir: str | os.PathLike[str] | None, force_download: bool, local_files_only: bool
+) -> Path:
+    """The folder of an authors' model in the Hugging Face cache, converted on first use."""
+    cache = Path(cache_dir or constants.HF_HUB_CACHE) / "chrono-features"
+    folder = cache / name
+    if (folder / WEIGHTS_FILE).is_file() and not force_download:
+        return folder
+    address = f"https://drive.google.com/uc?id={AUTHORS_FILES[name]}"
+    by_hand = (
+        f"the authors' checkpoint of {name} is missing: download it from {address} in a browser and load it with "
+        f"ChronoBackbone.from_pretrained('path/to/file.ckpt'), or convert it once: chrono-features convert FILE.ckpt {folder}"
+    )
+    if local_files_only or constants.HF_HUB_OFFLINE:
+        raise FileNotFoundError(f"{by_hand} (not fetched: offline mode)")
+    try:
+        import gdown
+    except ImportError as error:
+        raise ImportError("fetching the authors' weights needs gdown: pip install chrono-features[weights]") from error
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f"{name}.lock"):
+        if (folder / WEIGHTS_FILE).is_file() and not force_download:
+            return folder  # another process was faster
+        with tempfile.TemporaryDirectory(dir=cache) as temporary:
+            target = Path(temporary) / f"{name}.ckpt"
+            _download(lambda: gdown.download(address, str(target)), by_hand)
+            if not target.is_file():
+                raise OSError(by_hand)
+            save(load_authors_checkpoint(target), folder)
+    return folder
+
+
+def _download(fetch: Callable[[], Any], by_hand: str) -> None:
+    try:
+        fetch()
+    except Exception as error:  # gdown and requests raise many kinds
+        raise OSError(f"{by_hand} (the download failed: {type(error).__name__})") from error
+
+
+def _authors_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} holds something other than tensors and is not loaded: {error}") from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is not a whole checkpoint: {error}") from error
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} has no state_dict; expected a Lightning checkpoint of the authors' code")
+    prefix = "model."
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _authors_config(state: Mapping[str, Tensor], num_heads: int | None, grid: tuple[int, int]) -> ChronoConfig:
+    sizes = ("dino.pos_embed", "dino.patch_embed.proj.weight", "dino.blocks.0.mlp.fc1.weight", "adapter.0.conv_pool.weight")
+    if missing := [key for key in sizes if key not in state]:
+        raise ValueError(f"missing keys: {', '.join('model.' + k for k in missing)}; expected a checkpoint of the authors' code")
+    position, patch, mlp, pool = (state[key] for key in sizes)
+    width, patch_size = patch.shape[0], patch.shape[-1]
+    if num_heads is None:
+        if width % 64:
+            raise ValueError(f"num_heads=None; expected the number of heads, as the width {width} is no multiple of 64")
+        num_heads = width // 64
+    depth = len({key.split(".")[2] for key in state if key.startswith("dino.blocks.")})
+    adapters = sorted({int(key.split(".")[1]) for key in state if key.startswith("adapter.")})
+    registers = state.get("dino.register_tokens")
+    side = round((position.shape[1] - 1) ** 0.5)
+    return ChronoConfig(
+        vit="vit_small_patch14_dinov2.lvd142m" if registers is None else "vit_small_patch14_reg4_dinov2.lvd142m",
+        vit_kwargs={
+            "img_size": side * patch_size,
+            "patch_size": patch_size,
+            "embed_dim": width,
+            "depth": depth,
+            "num_heads": num_heads,
+            "mlp_ratio": mlp.shape[0] / width,
+            **({} if registers is None else {"reg_tokens": registers.shape[1]}),
+        },
+        pos_embed_resize="dinov2",
+        grid=tuple(grid),
+        input_size=(256, 256),
+        antialias=False,
+        adapter_blocks="all" if adapters == list(range(depth - 1)) else tuple(adapters),
+        adapter_channels=pool.shape[0],
+        adapter_stride=pool.shape[-1],
+    )
+
+
+_ADAPTER_NAMES = {
+    "norm": "norm",
+    "conv1": "conv_in",
+    "conv_pool": "pool",
+    "norm2": "mixer.norm",
+    "attn_temp.qkv": "mixer.qkv",
+    "attn_temp.proj": "mixer.proj",
+    "conv_upsample": "unpool",
+    "conv2": "conv_out",
+}
+
+
+def _rename_authors(state: Mapping[str, Tensor], config: ChronoConfig) -> dict[str, Tensor]:
+    """The authors' names to ours. Keys that are none of theirs are kept, so that loading reports them."""
+    renamed = {}
+    for key, value in state.items():
+        first, _, rest = key.partition(".")
+        if key == "dino.mask_token":  # only DINOv2's own training uses it
+            continue
+        if first == "dino":
+            renamed["vit." + {"register_tokens": "reg_token"}.get(rest, rest)] = value
+        elif first == "adapter":
+            index, _, name = rest.partition(".")
+            layer, _, parameter = name.rpartition(".")
+            renamed[f"adapters.{index}.{_ADAPTER_NAMES.get(layer, layer)}.{parameter}"] = value
+        elif first == "occ_linear":
+            renamed[f"visibility_head.linear.{rest}"] = value
+        else:
+            renamed[f"model.{key}"] = value
+    if "vit.reg_token" in renamed:
+        # With registers, timm keeps no position for the class token: it is added to the token itself.
+        table = renamed["vit.pos_embed"]
+        renamed["vit.cls_token"] = renamed["vit.cls_token"] + table[:, :1]
+        renamed["vit.pos_embed"] = table[:, 1:]
+    return renamed
+
+
+_MODEL_CARD = """---
+library_name: chrono-features
+tags: [point-tracking, video, feature-extraction]
+---
+Dense video features that know about time, for the Python library chrono-features:
+
+    from chrono_features import ChronoBackbone
+    model = ChronoBackbone.from_pretrained("this folder or repository")
+"""

@@ -1,0 +1,293 @@
+"""The training loop: one command for one CPU, one GPU or many (through accelerate), which resumes where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from ..backbone import ChronoBackbone
+from ..files import write_beside
+from ..ops.matching import bilinear_corners
+from ..tracking import soft_argmax_track
+from .data import VALIDATION_SEED, Batch, SyntheticBatches
+from .losses import grid_cross_entropy, huber_loss, visibility_loss
+from .recipes import RECIPES, Recipe, Stage
+from .synthetic import load_textures
+
+LOG_EVERY = 25  # steps
+CHECKPOINT_EVERY = 100
+VALIDATE_EVERY = 250
+VALIDATION_STEPS = 8
+THRESHOLDS = (1, 2, 4, 8, 16)  # pixels at 256 x 256
+
+
+class Trainee(nn.Module):
+    """A backbone, the temperature it learns, and the losses of a stage."""
+
+    def __init__(self, backbone: ChronoBackbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.to(memory_format=torch.channels_last)  # tokens are channels-last; a quarter faster on CPU
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(backbone.config.temperature)))
+
+    def forward(self, batch: Batch, stage: Stage) -> dict[str, Tensor]:
+        """Returns the losses, `total` among them, and the share of visible points within each threshold, `delta`."""
+        model = self.backbone
+        compute = model if stage.adapters else model.vit_features
+        features = compute(batch.video, stage.grid)
+        height, width = stage.size
+        temperature = self.log_temperature.exp()
+        tracks = soft_argmax_track(
+            features,
+            batch.queries,
+            stage.size,
+            temperature=float(temperature.detach()),
+            radius=model.config.radius,
+            visibility_head=model.visibility_head,
+        )
+        to_256 = features.new_tensor([256 / width, 256 / height], dtype=torch.float32)
+        xy, target = tracks.xy * to_256, batch.tracks * to_256
+        assert tracks.logits is not None
+        losses = {
+            "huber": huber_loss(xy, target, batch.visible),
+            "visibility": visibility_loss(tracks.logits, xy, target, batch.visible),
+        }
+        time = torch.arange(features.shape[1], device=features.device)
+        scored = batch.visible & (time != batch.queries[..., :1])  # the query's own frame teaches nothing
+        if stage.cross_entropy:
+            similarity = _similarity(features, batch.queries, stage.size)
+            rows, columns = features.shape[-2:]
+            cells = batch.tracks * features.new_tensor([columns / width, rows / height], dtype=torch.float32)
+            losses["cross_entropy"] = grid_cross_entropy(similarity, cells, scored, temperature)
+        total = sum(getattr(stage, name) * loss for name, loss in losses.items())
+        distance = (xy.detach() - target).norm(dim=-1)[scored]
+        delta = torch.stack([(distance < t).float().mean() for t in THRESHOLDS]).mean()
+        return {**losses, "total": total, "delta": delta, "temperature": temperature.detach()}
+
+
+def _similarity(
+    features: Tensor,  # (B, T, C, h, w)
+    queries: Tensor,  # (B, N, 3)
+    size: tuple[int, int],
+) -> Tensor:  # (B, N, T, h, w): the whole volume, which small training grids can afford
+    rows, columns = features.shape[-2:]
+    cells = queries[..., 1:] * queries.new_tensor([columns / size[1], rows / size[0]])
+    last = features.permute(0, 1, 3, 4, 2)
+    sampled = [
+        torch.stack([last[b][t.long(), y, x] * weight for y, x, weight in bilinear_corners(c, rows, columns)]).sum(0)
+        for b, (t, c) in enumerate(zip(queries[..., 0], cells, strict=True))
+    ]
+    return torch.einsum("bnc,btchw->bnthw", torch.stack(sampled), features)
+
+
+def train(
+    recipe: Recipe | str,
+    out: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    textures: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    resume: bool = True,
+    mixed_precision: str | None = None,
+    workers: int = 1,
+) -> ChronoBackbone:
+    """Trains a model on synthetic clips and saves it in `out`, with a log and a checkpoint to resume from.
+
+    Args:
+        recipe: A `Recipe` or the name of one in `RECIPES`.
+        out: Folder for `checkpoint.pt`, `log.jsonl` and, at the end of each stage, the model.
+        model: What `from_pretrained` takes; needed by recipes without a configuration of their own.
+        textures: Folder of photographs; without it all textures are procedural.
+        seed: Of weights and clips.
+        steps: Overrides the steps of every stage.
+        resume: Whether to go on from `out`'s checkpoint where there is one.
+        mixed_precision: "no", "bf16" or "fp16"; None takes bf16 on CUDA and none elsewhere.
+        workers: Processes that make clips while the CPU trains; on CUDA clips are made on the GPU instead.
+
+    Returns:
+        The trained model, in eval mode.
+
+    Raises:
+        ValueError: Unknown recipe, a missing model, or a checkpoint of another run.
+        ImportError: The train extra is missing.
+    """
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise ImportError("training needs accelerate: pip install chrono-features[train]") from error
+    plan = _resolve(recipe, model, steps)
+    out = Path(out)
+    if mixed_precision is None:
+        mixed_precision = "bf16" if torch.cuda.is_available() else "no"
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    if accelerator.device.type == "cpu":
+        torch.set_flush_denormal(True)  # zero-initialised layers make denormals, which slow Adam tenfold
+    out.mkdir(parents=True, exist_ok=True)
+    photographs = None if textures is None else load_textures(textures)
+    saved = _load_checkpoint(out / "checkpoint.pt", plan, seed) if resume else None
+    torch.manual_seed(seed)
+    trainee = Trainee(ChronoBackbone.from_pretrained(model) if plan.config is None else ChronoBackbone(plan.config))
+    if saved:
+        trainee.load_state_dict(saved["model"])
+    first_stage = saved["stage"] if saved else 0
+    for index in range(first_stage, len(plan.stages)):
+        run = _StageRun(accelerator, trainee, plan, index, seed, photographs, out)
+        run.train(saved if index == first_stage else None, workers)
+        run.save_model()
+    return trainee.backbone.eval()
+
+
+class _StageRun:
+    """One stage of one recipe: optimiser, schedule, log and checkpoints."""
+
+    def __init__(
+        self,
+        accelerator: Any,
+        trainee: Trainee,
+        plan: Recipe,
+        index: int,
+        seed: int,
+        textures: Tensor | None,
+        out: Path,
+    ) -> None:
+        self.accelerator, self.trainee, self.plan, self.index, self.seed = accelerator, trainee, plan, index, seed
+        self.textures, self.out = textures, out
+        self.stage = plan.stages[index]
+        trainee.backbone.adapters.requires_grad_(self.stage.adapters)
+        trainee.log_temperature.requires_grad_(self.stage.cross_entropy > 0)
+        parameters = [p for p in trainee.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, self.stage.learning_rate, weight_decay=self.stage.weight_decay)
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.stage.learning_rate, self.stage.steps, pct_start=self.stage.warm_up, cycle_momentum=False
+        )
+        self.model, self.optimizer = accelerator.prepare(trainee, optimizer)
+
+    def train(self, saved: dict[str, Any] | None, workers: int) -> None:
+        first = 0
+        if saved:
+            first = saved["step"]
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.scheduler.load_state_dict(saved["scheduler"])
+        batches = self._batches(first, workers)
+        with _progress(self.accelerator.is_main_process) as progress:
+            task = progress.add_task(self.stage.name, total=self.stage.steps, completed=first)
+            for step, batch in enumerate(batches, start=first + 1):
+                metrics = self._step(batch)
+                summary = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("total", "delta"))
+                progress.update(task, advance=1, description=f"{self.stage.name}  {summary}")
+                if step % LOG_EVERY == 0:
+                    self._log(step, metrics)
+                if step % VALIDATE_EVERY == 0 or step == self.stage.steps:
+                    self._log(step, {"validation_delta": self._validate()})
+                if step % CHECKPOINT_EVERY == 0 or step == self.stage.steps:
+                    self._save_checkpoint(step)
+
+    def save_model(self) -> None:
+        """Saves the model as it is now, with the temperature that it has learned."""
+        backbone = self.trainee.backbone
+        backbone.config = backbone.config.replace(temperature=round(float(self.trainee.log_temperature.detach().exp()), 3))
+        if self.accelerator.is_main_process:
+            backbone.save_pretrained(self.out / self.stage.name)
+
+    def _batches(self, first: int, workers: int) -> DataLoader[Batch]:
+        accelerator = self.accelerator
+        on_gpu = accelerator.device.type == "cuda"
+        data = SyntheticBatches(
+            self.stage,
+            self.textures,
+            self.seed * len(self.plan.stages) + self.index,
+            accelerator.process_index,
+            accelerator.num_processes,
+            accelerator.device if on_gpu else "cpu",
+        )
+        rest = Subset(data, range(first, self.stage.steps))
+        return DataLoader(rest, batch_size=None, collate_fn=_as_is, num_workers=0 if on_gpu else workers)
+
+    def _step(self, batch: Batch) -> dict[str, float]:
+        self.model.train()
+        losses = self.model(batch.to(self.accelerator.device), self.stage)
+        self.accelerator.backward(losses["total"])
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.stage.clip_gradient)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        return {name: float(value) for name, value in losses.items()}
+
+    @torch.no_grad()
+    def _validate(self) -> float:
+        """Mean share of points within 1 … 16 px at 256 x 256 on clips that are never trained on."""
+        stage = dataclasses.replace(self.stage, steps=VALIDATION_STEPS)
+        data = SyntheticBatches(stage, self.textures, device=self.accelerator.device, augment=False)
+        data.first = VALIDATION_SEED
+        self.trainee.eval()
+        deltas = [float(self.trainee(data[i].to(self.accelerator.device), stage)["delta"]) for i in range(len(data))]
+        return sum(deltas) / len(deltas)
+
+    def _log(self, step: int, values: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            line = {"stage": self.stage.name, "step": step, **{k: round(v, 5) for k, v in values.items()}}
+            with open(self.out / "log.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _save_checkpoint(self, step: int) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "run": _identity(self.plan, self.seed),
+            "stage": self.index,
+            "step": step,
+            "model": self.trainee.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+        with write_beside(self.out / "checkpoint.pt") as file:
+            torch.save(state, file)
+
+
+def _resolve(recipe: Recipe | str, model: str | None, steps: int | None) -> Recipe:
+    if isinstance(recipe, str):
+        if recipe not in RECIPES:
+            raise ValueError(f"recipe={recipe!r}; expected one of {', '.join(RECIPES)}")
+        recipe = RECIPES[recipe]
+    if (model is None) == (recipe.config is None):
+        expected = "the name of the model to start from" if model is None else f"None: {recipe.name} has its own model"
+        raise ValueError(f"model={model!r}; expected {expected}")
+    if steps is not None:
+        if steps < 1:
+            raise ValueError(f"steps={steps!r}; expected a positive whole number")
+        recipe = dataclasses.replace(recipe, stages=tuple(dataclasses.replace(s, steps=steps) for s in recipe.stages))
+    return recipe
+
+
+def _load_checkpoint(path: Path, plan: Recipe, seed: int) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    if saved["run"] != _identity(plan, seed):
+        raise ValueError(f"{path} belongs to another recipe, seed or version; expected an empty folder or resume=False")
+    return saved
+
+
+def _identity(plan: Recipe, seed: int) -> str:
+    config = None if plan.config is None else plan.config.to_dict()
+    return json.dumps({"stages": [dataclasses.asdict(s) for s in plan.stages], "config": config, "seed": seed})
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _progress(enabled: bool) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, disable=not enabled)

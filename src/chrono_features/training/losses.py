@@ -1,0 +1,59 @@
+"""The paper's losses, and the one that a network needs when it starts from nothing."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops.matching import bilinear_corners
+
+HUBER_DELTA = 4.0  # pixels at 256 x 256
+FAR_PIXELS = 6.0  # likewise: a point further off than this is *far*
+
+
+def huber_loss(
+    xy: Tensor,  # (..., 2) at 256 x 256
+    target: Tensor,  # (..., 2)
+    visible: Tensor,  # (...) bool
+) -> Tensor:
+    """Huber loss of the distance on visible points, as a mean over all points (Chrono, section 3.4)."""
+    squared = (xy - target).square().sum(-1)
+    distance = (squared + 1e-6).sqrt()  # the root's slope at zero is infinite
+    loss = torch.where(distance < HUBER_DELTA, squared / 2, HUBER_DELTA * (distance - HUBER_DELTA / 2))
+    return (loss * visible).mean()
+
+
+def visibility_loss(
+    logits: Tensor,  # (..., 2) occluded, far
+    xy: Tensor,  # (..., 2) at 256 x 256
+    target: Tensor,  # (..., 2)
+    visible: Tensor,  # (...) bool
+) -> Tensor:
+    """Cross-entropy of both logits; *far* is scored on visible points only. Means over all points."""
+    occluded = F.binary_cross_entropy_with_logits(logits[..., 0], (~visible).to(logits.dtype))
+    is_far = (xy.detach() - target).square().sum(-1) > FAR_PIXELS**2
+    far = F.binary_cross_entropy_with_logits(logits[..., 1], is_far.to(logits.dtype), reduction="none")
+    return occluded + (far * visible).mean()
+
+
+def grid_cross_entropy(
+    similarity: Tensor,  # (..., h, w)
+    target_cells: Tensor,  # (..., 2) (x, y) in cells
+    scored: Tensor,  # (...) bool
+    temperature: Tensor,
+) -> Tensor:
+    """Cross-entropy over all cells of a frame against the four cells around the truth, weighted bilinearly.
+
+    Unlike a loss on positions it pulls from any distance: without it nothing starts.
+
+    Returns:
+        The mean over the scored points; zero when there are none.
+    """
+    height, width = similarity.shape[-2:]
+    similarity, cells = similarity[scored], target_cells[scored]
+    log_probability = (similarity.flatten(1) * temperature).log_softmax(dim=-1)
+    loss = log_probability.new_zeros(len(cells))
+    for row, column, weight in bilinear_corners(cells, height, width):
+        loss = loss - weight[:, 0] * log_probability.gather(1, (row * width + column)[:, None])[:, 0]
+    return loss.sum() / max(len(cells), 1)

@@ -1,0 +1,214 @@
+"""Layered scenes: cut-out pictures that move and bend over a background, nearer ones in front of farther ones.
+
+A layer's own coordinates have their origin in its middle; 1 is the longer side of the frame. Its points are first bent,
+then taken to the frame by a homography. The homography is inverted exactly and the bending by iteration, so tracks
+(forward) and picture (backward) agree to rounding. Tracks are float64 on the CPU; only the picture is made on the
+device asked for, in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor
+
+from .draws import chance, direction, integer, log_uniform, uniforms
+from .materials import Materials, lookup, make_materials
+from .motion import wander
+from .picture import render_frames
+from .shapes import Shape, random_shape
+from .textures import TextureSource
+
+BACKGROUND = 0  # index of the backmost layer; layer k is behind layer k + 1
+WAVES = 2
+STEEPEST_WAVE = 0.15  # slope: WAVES of them stay far below 1, so that bending never folds and the iteration converges
+ITERATIONS = 20  # 0.3 ** 20 is far below a thousandth of a pixel
+HORIZON = 1e-2  # homogeneous coordinate below which a layer is not seen
+
+
+@dataclass(frozen=True)
+class Layers:
+    """K layers over T frames, each bent by W waves."""
+
+    homography: Tensor  # [K, T, 3, 3] layer to frame
+    wave_vector: Tensor  # [K, W, 2] radians per unit
+    wave_push: Tensor  # [K, W, 2]
+    wave_phase: Tensor  # [K, W, T]
+    is_moving: Tensor  # [K] bool: by itself, not only with the camera
+    bent: tuple[int, ...]  # layers whose waves are not zero
+    shapes: tuple[Shape | None, ...]  # None: covers everything
+    size: tuple[int, int]  # height, width
+
+    def frames(self, index: Tensor) -> Layers:  # index [F]
+        return replace(self, homography=self.homography[:, index], wave_phase=self.wave_phase[:, :, index])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Layers:
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved = {name: v.to(device, dtype if v.is_floating_point() else v.dtype) for name, v in tensors.items()}
+        return replace(self, **moved)
+
+
+# --- geometry -------------------------------------------------------------------------------------------------------
+
+
+def bend(layers: Layers, k: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:  # [T, P] each
+    """What the waves add to points of layer k."""
+    push_x, push_y = torch.zeros_like(x), torch.zeros_like(y)
+    for vector, push, phase in zip(layers.wave_vector[k], layers.wave_push[k], layers.wave_phase[k], strict=True):
+        wave = torch.sin(vector[0] * x + vector[1] * y + phase[:, None])
+        push_x, push_y = push_x + push[0] * wave, push_y + push[1] * wave
+    return push_x, push_y
+
+
+def topmost(layers: Layers, xy: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # [T, 2, P] pixels
+    """The layer seen at any positions of the frames.
+
+    Args:
+        layers: The layers.
+        xy: [T, 2, P] pixels.
+
+    Returns:
+        [T, P] layer, and [T, P] x and [T, P] y in its coordinates.
+    """
+    height, width = layers.size
+    centred = (xy - xy.new_tensor([[width / 2], [height / 2]])) / max(height, width)
+    homogeneous = torch.cat((centred, torch.ones_like(centred[:, :1])), dim=1)
+    top = torch.zeros_like(xy[:, 0], dtype=torch.long)
+    top_x, top_y = torch.zeros_like(xy[:, 0]), torch.zeros_like(xy[:, 0])
+    for k, (shape, to_layer) in enumerate(zip(layers.shapes, torch.linalg.inv(layers.homography), strict=True)):
+        x, y, w = (to_layer @ homogeneous).unbind(1)
+        ahead = w > HORIZON
+        x, y = x / w, y / w
+        if k in layers.bent:
+            push_x, push_y = bend(layers, k, x, y)
+            x, y = x + push_x, y + push_y
+        covers = ahead if shape is None else ahead & (shape.level(x, y) > 0)
+        top_x, top_y = torch.where(covers, x, top_x), torch.where(covers, y, top_y)
+        top.masked_fill_(covers, k)
+    return top, top_x, top_y
+
+
+def from_layer(layers: Layers, layer: Tensor, points: Tensor) -> Tensor:  # [N], [N, 2] -> [N, T, 2] pixels
+    """Where points of the layers are in every frame."""
+    height, width = layers.size
+    frames = layers.homography.shape[1]
+    xy = points.new_zeros(len(points), frames, 2)
+    for k in layer.unique().tolist():
+        target_x, target_y = points[layer == k].T[:, None].expand(2, frames, -1)
+        x, y = target_x, target_y
+        for _ in range(ITERATIONS if k in layers.bent else 0):
+            push_x, push_y = bend(layers, k, x, y)
+            x, y = target_x - push_x, target_y - push_y
+        seen = layers.homography[k] @ torch.stack((x, y, torch.ones_like(x)), dim=1)
+        centred = seen[:, :2] / seen[:, 2:].clamp_min(HORIZON)
+        pixels = centred * max(height, width) + points.new_tensor([[width / 2], [height / 2]])
+        xy[layer == k] = pixels.permute(2, 0, 1)
+    return xy
+
+
+def sees(layers: Layers, layer: Tensor, xy: Tensor) -> Tensor:  # [N], [N, T, 2] -> [N, T] bool
+    """Whether a point of a layer at an exact position is inside the frame and under no nearer layer."""
+    height, width = layers.size
+    top, _, _ = topmost(layers, xy.permute(1, 2, 0))
+    inside = (xy >= 0).all(-1) & (xy[..., 0] < width) & (xy[..., 1] < height)
+    return inside & (layer[:, None] == top.T)
+
+
+# --- picture --------------------------------------------------------------------------------------------------------
+
+
+def render(layers: Layers, materials: Materials, gain: Tensor, device: torch.device | str) -> Tensor:  # [T, 3, H, W]
+    """Paints the layers; `gain` [K, T] is their brightness."""
+    shrink = torch.linalg.inv(layers.homography)[..., :2, :2].det().abs().sqrt() / max(layers.size)
+    footprint = (shrink * materials.density[:, None]).to(device, torch.float32)  # [K, T] texels per pixel
+    layers, materials, gain = layers.to(device, torch.float32), materials.to(device), gain.to(device, torch.float32)
+
+    def shade(index: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
+        layer, x, y = topmost(layers.frames(index), xy)
+        flat = layer.view(-1)
+        uv = torch.stack((x, y)).view(2, -1) * materials.scale[:, flat] + materials.shift[:, flat]
+        size = footprint[layer, index[:, None]]
+        colour = lookup(materials, flat, uv, size.view(-1)).view(*layer.shape, 3).permute(0, 2, 1)
+        return colour * gain[layer, index[:, None]][:, None], layer
+
+    return render_frames(shade, layers.homography.shape[1], layers.size, device)
+
+
+# --- random scenes --------------------------------------------------------------------------------------------------
+
+
+def random_layers(generator: Generator, times: Tensor, size: tuple[int, int]) -> Layers:
+    frames = len(times)
+    camera = _drift(generator, times, speed=log_uniform(generator, 0.002, 0.04), reach=0.3)
+    homographies, movings, shapes = [camera], [False], [None]
+    for _ in range(integer(generator, 3, 7)):
+        moving = chance(generator, 0.85)
+        own = torch.eye(3, dtype=torch.float64).expand(frames, 3, 3)
+        if moving:
+            own = _drift(generator, times, speed=log_uniform(generator, 0.007, 0.08), reach=0.5)
+        seen_at = integer(generator, 0, frames - 1)
+        place = torch.eye(3, dtype=torch.float64)
+        place[:2, 2] = uniforms(generator, -0.45, 0.45, 2) * torch.tensor(size[::-1]) / max(size) - own[seen_at, :2, 2]
+        homographies.append(camera @ place @ own)
+        movings.append(moving)
+        shapes.append(random_shape(generator, log_uniform(generator, 0.1, 0.35)))
+
+    count = len(shapes)
+    length = torch.stack([uniforms(generator, 0.5, 2.0, WAVES, 1) * 2 * math.pi for _ in range(count)])
+    steepness = torch.tensor(
+        [[[log_uniform(generator, 0.01, STEEPEST_WAVE)] for _ in range(WAVES)] for _ in range(count)]
+    )
+    vector, push = (
+        torch.stack([torch.stack([direction(generator, 2) for _ in range(WAVES)]) for _ in range(count)])
+        for _ in range(2)
+    )
+    period = uniforms(generator, 15, 60, count, WAVES, 1)
+    is_moving = torch.tensor(movings)
+    return Layers(
+        homography=torch.stack(homographies),
+        wave_vector=vector * length,
+        wave_push=push * steepness / length * is_moving[:, None, None],
+        wave_phase=uniforms(generator, 0, 2 * math.pi, count, WAVES, 1) + 2 * math.pi * times / period,
+        is_moving=is_moving,
+        bent=tuple(is_moving.nonzero().flatten().tolist()),
+        shapes=tuple(shapes),
+        size=size,
+    )
+
+
+def _drift(generator: Generator, times: Tensor, speed: float, reach: float) -> Tensor:  # [T, 3, 3]
+    """A homography that moves smoothly: shift, turn, scale, shear and a little perspective."""
+    shift = wander(generator, times, speed, reach, 2)
+    turn, size = (wander(generator, times, log_uniform(generator, 0.1, 1.0) * speed, reach, 1)[:, 0] for _ in range(2))
+    shear = wander(generator, times, 0.3 * speed, 0.3 * reach, 2)
+    tilt = wander(generator, times, 0.5 * speed, 0.5 * reach, 2)
+    cos, sin, scale = turn.cos(), turn.sin(), size.exp()
+    turned = torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2))
+    sheared = torch.stack((1 + shear[:, 0], shear[:, 1], torch.zeros_like(cos), 1 - shear[:, 0]), dim=-1)
+    top = torch.cat((scale[:, None, None] * turned @ sheared.unflatten(-1, (2, 2)), shift[..., None]), dim=-1)
+    bottom = torch.cat((tilt, torch.ones_like(tilt[:, :1])), dim=-1)
+    return torch.cat((top, bottom[:, None]), dim=1)
+
+
+def random_materials(generator: Generator, source: TextureSource, layers: Layers) -> Materials:
+    """Every layer one texture."""
+    count = len(layers.shapes)
+    repeats = torch.tensor(
+        [log_uniform(generator, 0.5, 1.2)] + [log_uniform(generator, 0.6, 3.0) for _ in range(1, count)]
+    )
+    return make_materials(
+        [source.draw() for _ in range(count)],
+        torch.arange(count),
+        repeats.expand(2, count),
+        uniforms(generator, 0, 2, 2, count).float(),
+        repeats,
+    )
+
+
+def random_gain(generator: Generator, times: Tensor, count: int) -> Tensor:  # [K, T]
+    """A brightness for every layer that changes slowly."""
+    base = uniforms(generator, 0.7, 1.15, count, 1)
+    swings = [wander(generator, times, log_uniform(generator, 0.001, 0.02), 0.15, 1)[:, 0] for _ in range(count)]
+    return base * (1 + torch.stack(swings))

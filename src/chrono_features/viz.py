@@ -1,0 +1,306 @@
+"""Pictures of tracks, of features and of similarity maps. Drawing needs the `video` extra (Pillow)."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .video import video_extra
+
+if TYPE_CHECKING:
+    from .tracking import Tracks
+
+SUPERSAMPLING = 2  # marks are drawn this much larger and averaged down, which smooths their edges
+# From dark to bright without a change of direction in lightness, so that it also reads in grey.
+HEAT = np.array([(6, 4, 24), (73, 12, 104), (150, 35, 98), (217, 74, 57), (250, 150, 20), (252, 255, 164)], np.float32)
+
+
+def draw_tracks(
+    video: Tensor,  # (T, 3, H, W) uint8
+    tracks: Tracks,  # xy (N, T, 2), visible (N, T) or None
+    trail: int = 12,
+) -> Iterator[np.ndarray]:
+    """Draws tracks over their video: discs where visible, rings where occluded, fading trails behind.
+
+    Every point keeps one colour; colours run through the rainbow from the top of the first frame to its bottom. A trail
+    is interrupted where its point is occluded, because positions there are guesses.
+
+    Args:
+        video: The frames that were tracked; they are not changed.
+        tracks: The tracks of one clip, without batch dimension (`tracks[0]`).
+        trail: Length of the trails in frames; 0 draws none.
+
+    Returns:
+        An iterator over the T frames, each (H, W, 3) uint8.
+
+    Raises:
+        ImportError: The `video` extra is not installed.
+        ValueError: An argument has the wrong shape or type.
+    """
+    _check_video(video)
+    count = len(tracks.xy)
+    if tuple(tracks.xy.shape) != (count, len(video), 2):
+        raise ValueError(f"tracks.xy of shape {tuple(tracks.xy.shape)}; expected (N, T, 2) with T={len(video)}")
+    if not isinstance(trail, int) or trail < 0:
+        raise ValueError(f"trail={trail!r}; expected a number of frames, 0 or more")
+    xy = tracks.xy.detach().cpu().double().numpy()
+    visible = np.ones(xy.shape[:2], bool) if tracks.visible is None else tracks.visible.cpu().numpy()
+    return _draw_tracks(video, xy, visible, trail)
+
+
+def point_colours(
+    xy: np.ndarray,  # (N, 2)
+) -> list[tuple[int, int, int]]:
+    """One RGB colour per point: red at the top, over green, to violet at the bottom."""
+    order = np.lexsort((xy[:, 0], xy[:, 1]))
+    hues = np.empty(len(xy))
+    hues[order] = np.arange(len(xy)) * (0.83 / max(len(xy) - 1, 1))
+    return [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.9, 1.0)) for hue in hues]  # type: ignore[misc]
+
+
+def principal_components(
+    features: Tensor,  # (T, C, h, w)
+    count: int = 3,
+) -> Tensor:
+    """Projects features on their first principal components over the whole clip.
+
+    The components are exact (eigenvectors of the C x C covariance). The sign of each is chosen such that its
+    largest entry is positive.
+
+    Returns:
+        (T, count, h, w) float32, on the CPU.
+
+    Raises:
+        ValueError: `features` is not (T, C, h, w) with at least `count` channels.
+    """
+    if features.ndim != 4 or 0 in features.shape or features.shape[1] < count:
+        raise ValueError(f"features of shape {tuple(features.shape)}; expected (T, C, h, w) with C of at least {count}")
+    # Frame by frame, so that the double precision copy is one frame large.
+    frames = [frame.flatten(1) for frame in features.detach().cpu()]
+    mean = torch.stack([f.double().mean(1) for f in frames]).mean(0)[:, None]
+    covariance = sum((f.double() - mean) @ (f.double() - mean).T for f in frames)
+    axes = torch.linalg.eigh(covariance).eigenvectors[:, -count:].flip(1)
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    projected = torch.stack([(axes.T @ (f.double() - mean)).float() for f in frames])
+    return projected.unflatten(2, features.shape[2:])
+
+
+def pca_frames(
+    features: Tensor,  # (T, C, h, w)
+    size: tuple[int, int],
+) -> Iterator[np.ndarray]:
+    """Features as colours: their first three principal components over the whole clip as red, green and blue.
+
+    Each component is stretched between its 1st and 99th percentile over the clip: colours mean the same in every frame.
+
+    Args:
+        features: Features of one clip.
+        size: (height, width) of the pictures.
+
+    Returns:
+        An iterator over the T frames, each (height, width, 3) uint8.
+
+    Raises:
+        ValueError: `features` is not (T, C, h, w) with at least 3 channels.
+    """
+    components = principal_components(features)
+    low, high = np.percentile(components.transpose(0, 1).flatten(1).numpy(), (1, 99), axis=1)[:, :, None, None]
+    colours = (components - torch.from_numpy(low)) / torch.from_numpy(np.maximum(high - low, 1e-12))
+    return (_to_uint8(_resize(frame, size)) for frame in colours.float())
+
+
+def side_by_side(
+    columns: Mapping[str, Iterable[np.ndarray]],  # label -> frames (H, W, 3) uint8
+) -> Iterator[np.ndarray]:
+    """Joins videos of equal height, each under its label; ends with the shortest.
+
+    Raises:
+        ImportError: The `video` extra is not installed.
+    """
+    for frames in zip(*columns.values(), strict=False):
+        strip = max(16, frames[0].shape[0] // 14)
+        labels = [_label(text, frame.shape[1], strip) for text, frame in zip(columns, frames, strict=True)]
+        yield np.vstack([np.hstack(labels), np.hstack(frames)])
+
+
+def similarity_overlay(
+    frame: Tensor,  # (3, H, W) uint8
+    similarity: Tensor,  # (h, w)
+    limits: tuple[float, float] = (0.0, 1.0),
+    opacity: float = 0.65,
+) -> np.ndarray:
+    """A heat map over a greyed frame.
+
+    Args:
+        frame: The frame that was searched.
+        similarity: Cosine similarity of a query with every cell.
+        limits: Similarities of the darkest and the brightest colour.
+        opacity: Share of the heat map, 0 to 1.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ValueError: An argument has the wrong shape or type, or `limits` do not rise.
+    """
+    _check_video(frame[None])
+    if similarity.ndim != 2:
+        raise ValueError(f"similarity of shape {tuple(similarity.shape)}; expected (h, w)")
+    if not limits[1] > limits[0]:
+        raise ValueError(f"limits={limits!r}; expected (low, high) with low < high")
+    level = (similarity.detach().cpu().float() - limits[0]) / (limits[1] - limits[0])
+    position = _resize(level[None], (frame.shape[1], frame.shape[2]))[0].clamp(0, 1).numpy()
+    heat = np.stack([np.interp(position, np.linspace(0, 1, len(HEAT)), channel) for channel in HEAT.T], axis=-1)
+    grey = frame.detach().cpu().float().mean(0).numpy()[..., None]
+    return np.rint(opacity * heat + (1 - opacity) * grey).astype(np.uint8)
+
+
+def similarity_figure(
+    frames: Tensor,  # (K, 3, H, W) uint8
+    rows: Mapping[str, Tensor | None],  # label -> (K, h, w)
+    points: Mapping[str, Tensor] | None = None,  # label -> (K, 2)
+    titles: Sequence[str] | None = None,
+    limits: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """One query's similarity maps in several frames, one labelled row per kind of features.
+
+    Args:
+        frames: The frames to show, from left to right.
+        rows: Similarity maps by label, from top to bottom; None shows the plain frames.
+        points: Positions in pixels to circle in the row of that label, for example where its features find the query;
+            NaN leaves a frame without.
+        titles: A title per frame.
+        limits: Similarities of the darkest and the brightest colour; None takes each row's own minimum and maximum.
+
+    Returns:
+        The figure, (height, width, 3) uint8.
+
+    Raises:
+        ImportError: The `video` extra is not installed.
+        ValueError: An argument has the wrong shape or type.
+    """
+    _check_video(frames)
+    count, _, height, width = frames.shape
+    points = points or {}
+    if unknown := sorted(set(points) - set(rows)):
+        raise ValueError(f"points has labels {unknown}; expected labels of rows: {list(rows)}")
+    for name, value, shape in (
+        *((f"rows[{label!r}]", maps, "(K, h, w)") for label, maps in rows.items() if maps is not None),
+        *((f"points[{label!r}]", positions, "(K, 2)") for label, positions in points.items()),
+    ):
+        if value.ndim != shape.count(",") + 1 or len(value) != count:
+            raise ValueError(f"{name} of shape {tuple(value.shape)}; expected {shape} with K={count}")
+    if titles is not None and len(titles) != count:
+        raise ValueError(f"titles has {len(titles)} entries; expected one for each of {count} frames")
+
+    strip, gap = max(16, height // 10), max(2, width // 100)
+    full = count * width + (count - 1) * gap
+    lines = []
+    if titles is not None:
+        lines.append(_join([_label(title, width, strip) for title in titles], gap, axis=1))
+    for label, maps in rows.items():
+        lines.append(_label(label, full, strip))
+        pictures = [frame.cpu().permute(1, 2, 0).numpy() for frame in frames]
+        if maps is not None:
+            span = limits or (float(maps.min()), max(float(maps.max()), float(maps.min()) + 1e-6))
+            pictures = [similarity_overlay(frame, one, span) for frame, one in zip(frames, maps, strict=True)]
+        if label in points:
+            positions = points[label].detach().cpu().tolist()
+            pictures = [_circle(picture, xy) for picture, xy in zip(pictures, positions, strict=True)]
+        lines.append(_join(pictures, gap, axis=1))
+    return _join(lines, 0, axis=0)
+
+
+def _draw_tracks(video: Tensor, xy: np.ndarray, visible: np.ndarray, trail: int) -> Iterator[np.ndarray]:
+    colours = point_colours(xy[:, 0])
+    radius = mark_radius(video.shape[2], video.shape[3])
+    for t, frame in enumerate(video):
+        canvas = _Canvas(frame.cpu().permute(1, 2, 0).numpy())
+        for track, seen, colour in zip(xy, visible, colours, strict=True):
+            for k in range(max(t - trail, 0), t):
+                if seen[k] and seen[k + 1]:
+                    canvas.line(track[k], track[k + 1], radius / 2, (*colour, round(220 * (1 - (t - k - 1) / trail))))
+        for track, seen, colour in zip(xy, visible, colours, strict=True):
+            canvas.disc(track[t], radius, colour) if seen[t] else canvas.ring(track[t], radius, colour)
+        yield canvas.picture()
+
+
+def mark_radius(height: int, width: int) -> float:
+    """Radius of a point's mark in pixels, relative to the frame."""
+    return max(1.5, 0.007 * (height * width) ** 0.5)
+
+
+class _Canvas:
+    """A picture to draw on in its raster coordinates, with smooth edges; untouched pixels stay exactly as they are."""
+
+    def __init__(self, picture: np.ndarray) -> None:
+        image = video_extra("PIL.Image")
+        small = image.fromarray(picture)
+        self.image = small.resize((small.width * SUPERSAMPLING, small.height * SUPERSAMPLING), image.Resampling.NEAREST)
+        self.draw = video_extra("PIL.ImageDraw").Draw(self.image, "RGBA")
+
+    def line(self, start: Sequence[float], end: Sequence[float], width: float, colour: tuple[int, ...]) -> None:
+        points = [tuple(c * SUPERSAMPLING - 0.5 for c in p) for p in (start, end)]
+        self.draw.line(points, fill=colour, width=max(1, round(width * SUPERSAMPLING)))
+
+    def disc(self, centre: Sequence[float], radius: float, colour: tuple[int, ...]) -> None:
+        self.draw.ellipse(self._box(centre, radius * 1.25), fill=(0, 0, 0, 110))  # a rim sets it off from its likes
+        self.draw.ellipse(self._box(centre, radius), fill=colour)
+
+    def ring(self, centre: Sequence[float], radius: float, colour: tuple[int, ...]) -> None:
+        width = max(1, round(radius * SUPERSAMPLING * 0.4))
+        self.draw.ellipse(self._box(centre, radius * 1.15), outline=colour, width=width)
+
+    def picture(self) -> np.ndarray:
+        return np.asarray(self.image.reduce(SUPERSAMPLING))
+
+    def _box(self, centre: Sequence[float], radius: float) -> tuple[int, int, int, int]:
+        # Pillow counts from the centre of the first pixel, includes both ends, and cuts fractions off.
+        x, y, r = centre[0] * SUPERSAMPLING - 0.5, centre[1] * SUPERSAMPLING - 0.5, radius * SUPERSAMPLING
+        return round(x - r), round(y - r), round(x + r), round(y + r)
+
+
+def _circle(picture: np.ndarray, xy: Sequence[float]) -> np.ndarray:
+    if not np.isfinite(xy).all():
+        return picture
+    canvas, radius = _Canvas(picture), 2.5 * mark_radius(*picture.shape[:2])
+    canvas.ring(xy, radius * 1.2, (0, 0, 0))
+    canvas.ring(xy, radius, (255, 255, 255))
+    return canvas.picture()
+
+
+def _label(text: str, width: int, height: int) -> np.ndarray:
+    """A white strip with text at its left, shrunk where it would not fit."""
+    image, font = video_extra("PIL.Image"), video_extra("PIL.ImageFont")
+    strip = image.new("RGB", (width, height), "white")
+    size = 0.7 * height
+    length = font.load_default(size).getlength(text)
+    letters = font.load_default(max(6, size * min(1, (width - height / 2) / max(length, 1))))
+    video_extra("PIL.ImageDraw").Draw(strip).text((height / 4, height / 2), text, "black", letters, anchor="lm")
+    return np.asarray(strip)
+
+
+def _join(pictures: Sequence[np.ndarray], gap: int, axis: int) -> np.ndarray:
+    shape = list(pictures[0].shape)
+    shape[axis] = gap
+    white = np.full(shape, 255, np.uint8)
+    return np.concatenate([part for picture in pictures for part in (picture, white)][:-1], axis)
+
+
+def _resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(picture[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def _to_uint8(picture: Tensor) -> np.ndarray:
+    return (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+
+
+def _check_video(video: Any) -> None:
+    if video.dtype != torch.uint8 or video.ndim != 4 or video.shape[1] != 3 or 0 in video.shape:
+        raise ValueError(f"video is {video.dtype} of shape {tuple(video.shape)}; expected uint8 (T, 3, H, W)")

@@ -1,0 +1,339 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+import chrono_features
+from chrono_features import ChronoBackbone, ChronoConfig, Tracks
+from chrono_features.video import read_video, write_video
+
+typer_testing = pytest.importorskip("typer.testing")
+pytest.importorskip("av")
+
+from chrono_features.cli import app, check_output, parse_grid, parse_queries, pick_device  # noqa: E402
+
+TINY = ChronoConfig(
+    vit="vit_tiny_patch16_224",
+    vit_kwargs={"embed_dim": 24, "depth": 2, "num_heads": 2},
+    grid=(4, 6),
+    adapter_channels=8,
+    adapter_heads=2,
+    norm="token",
+)
+SIZE = (48, 64)
+
+
+@pytest.fixture(autouse=True)
+def model(monkeypatch: pytest.MonkeyPatch) -> ChronoBackbone:
+    """The command line loads this one whatever the name."""
+    torch.manual_seed(0)
+    network = ChronoBackbone(TINY)
+    with torch.no_grad():
+        for adapter in network.adapters.values():  # a new adapter does nothing
+            adapter.conv_out.weight.normal_(std=0.5)
+    monkeypatch.setattr(ChronoBackbone, "from_pretrained", classmethod(lambda cls, name, **options: network))
+    return network
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    big = np.kron(rng.integers(0, 256, (8, 12, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    write_video(tmp_path / "clip.mp4", [big[: SIZE[0], 2 * t : SIZE[1] + 2 * t] for t in range(8)], fps=20)
+    return tmp_path / "clip.mp4"
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    """What the command prints, on both streams."""
+    result = typer_testing.CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.output
+
+
+def refuse(*arguments: object) -> str:
+    """The one line that a wrong call prints."""
+    lines = [line for line in run(*arguments, code=2).splitlines() if line.strip()]
+    assert "Traceback" not in "".join(lines)
+    return lines[-1]
+
+
+def test_track_writes_tracks_and_overlay(clip: Path, model: ChronoBackbone) -> None:
+    out, overlay = clip.parent / "tracks.npz", clip.parent / "overlay.mp4"
+    output = run(
+        "track", clip, "--queries", "grid:3@1", "--out", out, "--render", overlay, "--every", 2, "--device", "cpu"
+    )
+    assert str(out) in output and str(overlay) in output
+    video = read_video(clip, every=2)
+    expected = model.track(video.frames[None], chrono_features.grid_queries(3, SIZE, t=1))[0]
+    tracks = Tracks.load(out)
+    assert tracks.xy.shape == (9, 4, 2)
+    torch.testing.assert_close(tracks.xy, expected.xy)
+    assert torch.equal(tracks.visible, expected.visible)
+    drawn = read_video(overlay)
+    assert drawn.frames.shape == video.frames.shape and drawn.fps == pytest.approx(10)
+    assert (drawn.frames.int() - video.frames.int()).abs().amax() > 100  # there are marks
+
+
+def test_track_selects_frames(clip: Path) -> None:
+    out = clip.parent / "tracks.npz"
+    selection = ("--start", 1, "--end", 7, "--every", 2, "--max-frames", 2)
+    run("track", clip, "--queries", "1,5,5;0,63.5,47.5", "--out", out, *selection)
+    tracks = Tracks.load(out)
+    assert tracks.xy.shape == (2, 2, 2)
+    assert tracks.xy[0, 1].tolist() == [5, 5] and tracks.xy[1, 0].tolist() == [63.5, 47.5]
+
+
+def test_track_without_outputs_writes_tracks_npz(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clip.parent)
+    run("track", clip, "--queries", "0,5,5", "--render", "overlay.mp4")
+    assert not Path("tracks.npz").exists()
+    run("track", clip, "--queries", "0,5,5")
+    assert Path("tracks.npz").exists()
+
+
+def test_demo_tracks_the_clip_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "chrono_demo.mp4" in run("demo")
+    clip = read_video(Path(chrono_features.__file__).parent / "assets" / "bunny.mp4")
+    drawn = read_video("chrono_demo.mp4")
+    assert clip.frames.shape == drawn.frames.shape == (48, 3, 270, 480)
+    assert drawn.fps == clip.fps == 24
+
+
+def test_features(clip: Path, model: ChronoBackbone) -> None:
+    out = clip.parent / "feats.safetensors"
+    assert "5 frames, 24 channels, grid 4 x 6" in run("features", clip, "--out", out, "--start", 3)
+    with safe_open(out, "pt") as file:
+        saved, about = file.get_tensor("features"), file.metadata()
+    with torch.inference_mode():
+        torch.testing.assert_close(saved, model(read_video(clip, start=3).frames[None])[0])
+    assert about == {"model": "chrono-tiny", "fps": "20", "start": "3", "every": "1", "height": "48", "width": "64"}
+
+
+def test_pca_alone_and_beside_the_vit(clip: Path) -> None:
+    out = clip.parent / "pca.mp4"
+    run("pca", clip, "--out", out)
+    alone = read_video(out).frames
+    assert alone.shape == (8, 3, 48, 64)
+    run("pca", clip, "--out", out, "--beside-vit")
+    both = read_video(out).frames
+    assert both.shape[0] == 8 and both.shape[3] == 128 and both.shape[2] > 48
+    left, right = (half.int() for half in both[:, :, -48:].split(64, dim=3))
+    assert (right - alone.int()).abs().float().mean() < 4  # compression
+    assert (left - right).abs().float().mean() > 10
+
+
+def test_info(model: ChronoBackbone) -> None:
+    output = run("info", "chrono-tiny")
+    assert f"{sum(p.numel() for p in model.parameters()):,}" in output
+    assert f"{sum(p.numel() for p in model.adapters.parameters()):,}" in output
+    assert "vit_tiny_patch16_224" in output and "[4, 6]" in output
+
+
+def test_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    class Converted:
+        def save_pretrained(self, folder: Path) -> None:
+            calls.append(folder)
+
+    def load(path: Path, num_heads: int | None, grid: tuple[int, int]) -> Converted:
+        calls.append((path, num_heads, grid))
+        return Converted()
+
+    pretrained = pytest.importorskip("chrono_features.pretrained")
+    monkeypatch.setattr(pretrained, "load_authors_checkpoint", load)
+    checkpoint, out = tmp_path / "a.ckpt", tmp_path / "out"
+    assert "CKPT=" in refuse("convert", checkpoint, out)
+    checkpoint.touch()
+    run("convert", checkpoint, out, "--num-heads", 2, "--grid", "8x12")
+    assert calls == [(checkpoint, 2, (8, 12)), out]
+    assert "grid='0'" in refuse("convert", checkpoint, out, "--grid", "0")
+
+
+def test_train_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("accelerate")
+    from chrono_features import training
+
+    calls = []
+    monkeypatch.setattr(training, "train", lambda recipe, out, **options: calls.append((recipe, out, options)))
+    options = ("--textures", tmp_path, "--steps", 5, "--seed", 3, "--no-resume", "--model", "chrono-tiny")
+    run("train", "adapters", "--out", tmp_path / "run", *options)
+    assert calls[0][:2] == ("adapters", tmp_path / "run")
+    assert calls[0][2] == {
+        "model": "chrono-tiny",
+        "textures": tmp_path,
+        "steps": 5,
+        "seed": 3,
+        "resume": False,
+        "mixed_precision": None,
+        "workers": 1,
+    }
+    assert "textures=" in refuse("train", "tiny", "--out", tmp_path, "--textures", tmp_path / "nowhere")
+
+
+def test_verify_prints_published_beside_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrained = pytest.importorskip("chrono_features.pretrained")
+    rows = [("adapter parameters", 16_241_280, 16_241_280), ("DAVIS AJ", "0.1", None)]
+    monkeypatch.setattr(pretrained, "verify", lambda name, davis: rows, raising=False)
+    output = run("verify", "chrono-vits14")
+    assert output.count("16241280") == 2 and "DAVIS AJ" in output
+    assert "davis=" in refuse("verify", "chrono-vits14", "--davis", tmp_path / "nowhere")
+
+
+def test_queries_as_text() -> None:
+    assert parse_queries("0,1.5,2; 3,4,5;")(SIZE).tolist() == [[[0, 1.5, 2], [3, 4, 5]]]
+    assert torch.equal(parse_queries("grid:4")(SIZE), chrono_features.grid_queries(4, SIZE))
+    assert torch.equal(parse_queries("grid:4@5")(SIZE), chrono_features.grid_queries(4, SIZE, t=5))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grid:", "expected grid:N"),
+        ("grid:0", "expected grid:N"),
+        ("grid:4@x", "expected grid:N"),
+        ("", "point 1: ''; expected three numbers t,x,y"),
+        ("0,1,2;3,4", "point 2: '3,4'"),
+        ("0,1,2,3", "point 1"),
+        ("0,a,2", "point 1: '0,a,2'"),
+        ("0,nan,2", "point 1"),
+    ],
+)
+def test_bad_queries_as_text(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"queries='{text}'.*{message}"):
+        parse_queries(text)
+
+
+def test_queries_from_csv(tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    path.write_text("\ufefft, x, y\r\n0,1,2\r\n\r\n3,4.5,5\r\n", encoding="utf-8")
+    assert parse_queries(str(path))(SIZE).tolist() == [[[0, 1, 2], [3, 4.5, 5]]]
+    path.write_text("t,x,y\n")
+    assert parse_queries(str(path))(SIZE).shape == (1, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x,y,t\n1,2,3\n", r"line 1: 'x,y,t'; expected the header t,x,y"),
+        ("1,2,3\n", "line 1"),
+        ("", "line 1: ''"),
+        ("t,x,y\n0,1,2\n0,1\n", r"line 3: '0,1'; expected three numbers"),
+        ("t,x,y\n\n0,1,two\n", "line 3: '0,1,two'"),
+        ("t,x,y\n0,1,inf\n", "line 2"),
+    ],
+)
+def test_bad_csv_rows_are_named_by_line(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "points.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"points\.csv, {message}"):
+        parse_queries(str(path))
+
+
+def test_csv_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "points.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"points\.csv.*expected a text file"):
+        parse_queries(str(tmp_path / "points.csv"))
+    with pytest.raises(FileNotFoundError, match=r"none\.csv: no such file"):
+        parse_queries(str(tmp_path / "none.csv"))
+
+
+def test_mistakes_are_one_line_and_nothing_is_written(clip: Path, model: ChronoBackbone) -> None:
+    here = clip.parent
+    files = sorted(here.iterdir())
+    assert "no such file" in refuse("track", here / "none.mp4", "--out", here / "t.npz")
+    assert "out=" in refuse("track", clip, "--out", here / "t.txt")
+    assert "does not exist" in refuse("track", clip, "--out", here / "nowhere" / "t.npz")
+    assert "does not exist" in refuse("track", clip, "--render", here / "nowhere" / "t.mp4")
+    assert "is the video itself" in refuse("track", clip, "--render", clip)
+    assert "is the video itself" in refuse("pca", clip, "--out", clip)
+    assert "expected a name that ends in .safetensors" in refuse("features", clip, "--out", here / "f.npz")
+    assert "device='tpu9'" in refuse("track", clip, "--device", "tpu9", "--out", here / "t.npz")
+    assert "every=0" in refuse("track", clip, "--every", 0, "--out", here / "t.npz")
+    assert "frame index" in refuse("track", clip, "--queries", "8,1,1", "--out", here / "t.npz")
+    assert "x from 0 to 64" in refuse("track", clip, "--queries", "0,65,1", "--out", here / "t.npz")
+    assert sorted(here.iterdir()) == files
+
+
+def test_traceback_on_request(clip: Path) -> None:
+    arguments = ["--traceback", "track", str(clip), "--every", "0", "--out", str(clip.parent / "t.npz")]
+    result = typer_testing.CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, ValueError)
+
+
+def test_errors_of_the_program_are_not_hidden(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise ImportError("cannot import name 'x'")
+
+    monkeypatch.setattr(ChronoBackbone, "track", broken)
+    result = typer_testing.CliRunner().invoke(app, ["track", str(clip), "--out", str(clip.parent / "t.npz")])
+    assert isinstance(result.exception, ImportError)
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "extra"),
+    [
+        ("av", ["track", "{clip}", "--out", "{folder}/t.npz"], "video"),
+        ("PIL.ImageDraw", ["track", "{clip}", "--render", "{folder}/t.mp4"], "video"),
+        ("accelerate", ["train", "tiny", "--out", "{folder}/run"], "train"),
+    ],
+)
+def test_missing_extras_are_named(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, package: str, arguments: list, extra: str
+) -> None:
+    for name in [n for n in sys.modules if n.startswith("chrono_features.training")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    line = refuse(*[a.format(clip=clip, folder=clip.parent) for a in arguments])
+    assert f"pip install chrono-features[{extra}]" in line
+    assert not (clip.parent / "run").exists()
+
+
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_missing_cli_extra(package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from chrono_features.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "chrono-features' command line needs the cli extra: pip install chrono-features[cli]\n"
+
+
+def test_help_and_version_load_nothing_heavy() -> None:
+    # In a process of its own: this one has imported everything.
+    code = (
+        "import sys; sys.argv = ['chrono-features', 'track', '--help']\n"
+        "import chrono_features\n"
+        "assert not {'av', 'typer', 'rich', 'accelerate', 'gdown'} & set(sys.modules), 'import chrono_features'\n"
+        "from chrono_features.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert not {'av', 'accelerate', 'gdown', 'chrono_features.video'} & set(sys.modules), 'help'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--queries" in done.stdout
+    assert run("--version").strip() == chrono_features.__version__
+
+
+def test_devices_and_grids() -> None:
+    assert pick_device("cpu").type == "cpu"
+    assert pick_device("auto").type in ("cuda", "mps", "cpu")
+    with pytest.raises(ValueError, match="device='cuda:99'"):
+        pick_device("cuda:99")
+    assert parse_grid("64") == (64, 64) and parse_grid("48x64") == (48, 64)
+    for bad in ("", "0", "4x", "4x0", "-4", "a"):
+        with pytest.raises(ValueError, match="grid="):
+            parse_grid(bad)
+
+
+def test_output_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.npz").mkdir()
+    with pytest.raises(ValueError, match=r"out=.*is a folder"):
+        check_output("out", tmp_path / "a.npz", [".npz"])
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(PermissionError, match="not writable"):
+        check_output("out", tmp_path / "b.npz", [".npz"])

@@ -1,0 +1,392 @@
+"""Synthetic clips: the tracks are where the picture says they are, and the same seed is the same clip."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from chrono_features.training.synthetic import layers as layered
+from chrono_features.training.synthetic import load_textures, make_clip, procedural_textures, raycast
+from chrono_features.training.synthetic.motion import rotations, wander
+from chrono_features.training.synthetic.shapes import Blob, Polygon, random_shape
+from chrono_features.training.synthetic.textures import TextureSource
+
+SMALL = {"frames": 4, "size": (40, 56), "points": 16}
+KINDS = ("raycast", "layers")
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# --- clips ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scene", KINDS)
+def test_a_seed_is_a_clip(scene):
+    global_state = torch.get_rng_state()
+    first, again, other = (make_clip(seed, scene=scene, **SMALL) for seed in (5, 5, 6))
+    for name in ("video", "tracks", "visible", "moving"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+    assert not torch.equal(first.video, other.video)
+    assert not torch.equal(first.tracks, other.tracks)
+    assert torch.equal(torch.get_rng_state(), global_state)
+
+
+@pytest.mark.parametrize("scene", KINDS)
+@pytest.mark.parametrize(("frames", "size", "points"), [(4, (40, 56), 16), (1, (17, 9), 1)])
+def test_shapes_types_and_ranges(scene, frames, size, points):
+    clip = make_clip(3, scene=scene, frames=frames, size=size, points=points)
+    assert clip.video.shape == (frames, 3, *size)
+    assert clip.video.dtype == torch.float32
+    assert 0 <= clip.video.min() < clip.video.max() <= 1
+    assert clip.tracks.shape == (points, frames, 2)
+    assert clip.tracks.dtype == torch.float32
+    assert clip.tracks.isfinite().all()
+    assert clip.visible.shape == (points, frames)
+    assert clip.moving.shape == (points,)
+    assert clip.visible.dtype == clip.moving.dtype == torch.bool
+
+
+@pytest.mark.parametrize("scene", KINDS)
+def test_visible_at_the_anchor_and_never_outside(scene):
+    seen_outside = 0
+    for seed in range(6):
+        anchored = make_clip(seed, scene=scene, anchor=2, frame_step=4.0, **SMALL)
+        assert anchored.visible[:, 2].all()
+        free = make_clip(seed, scene=scene, frame_step=4.0, **SMALL)
+        assert free.visible.any(dim=1).all()
+        for clip in (anchored, free):
+            outside = (clip.tracks < 0).any(-1) | (clip.tracks[..., 0] >= 56) | (clip.tracks[..., 1] >= 40)
+            assert not (outside & clip.visible).any()
+            seen_outside += int(outside.sum())
+    assert seen_outside > 20  # or the check above says nothing
+
+
+@pytest.mark.parametrize("scene", KINDS)
+def test_free_anchors_are_spread_over_the_clip(scene):
+    clips = [make_clip(seed, scene=scene, frame_step=5.0, **SMALL) for seed in range(6)]
+    hidden_at = torch.stack([~clip.visible for clip in clips]).flatten(0, 1).any(dim=0)
+    assert hidden_at.all()  # in every frame some point is hidden: none is everyone's anchor
+
+
+@pytest.mark.parametrize("scene", KINDS)
+def test_half_of_the_points_move(scene):
+    shares = [make_clip(seed, scene=scene, **SMALL).moving.float().mean().item() for seed in range(6)]
+    assert sorted(shares)[len(shares) // 2] == 0.5
+    assert max(shares) <= 0.5
+
+
+@pytest.mark.parametrize("scene", KINDS)
+def test_frame_step_scales_time(scene):
+    still = make_clip(1, scene=scene, frame_step=1e-6, photometric=False, **SMALL)
+    assert (still.tracks - still.tracks[:, :1]).abs().max() < 1e-2
+    assert (still.video - still.video[:1]).abs().max() < 1e-2
+    moved = make_clip(1, scene=scene, frame_step=3.0, **SMALL)
+    assert (moved.tracks - moved.tracks[:, :1]).abs().max() > 1
+
+
+def test_mixed_makes_both_kinds():
+    made = dict.fromkeys(KINDS, 0)
+    for seed in range(12):
+        state = torch.Generator().manual_seed(seed)
+        made[KINDS[int(torch.randint(1, 3, (), generator=state)) - 1]] += 1
+        assert make_clip(seed, frames=1, size=(8, 8), points=1).video.shape == (1, 3, 8, 8)
+    assert min(made.values()) >= 2
+
+
+@pytest.mark.parametrize("scene", KINDS)
+def test_textures_given_are_used(scene):
+    red = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    red[:, 0] = torch.randint(100, 255, (2, 32, 32), generator=generator(0), dtype=torch.uint8)
+    lit = make_clip(4, scene=scene, textures=red, photometric=False, **SMALL).video
+    assert (lit.amin(dim=1) < 0.05).float().mean() > 0.3  # a channel is black wherever a photograph is seen
+    plain = make_clip(4, scene=scene, photometric=False, **SMALL).video
+    assert (plain.amin(dim=1) < 0.05).float().mean() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"seed": -1}, "seed"),
+        ({"frames": 0}, "frames"),
+        ({"size": (4, 64)}, "size"),
+        ({"size": 64}, "size"),
+        ({"points": 0}, "points"),
+        ({"scene": "kubric"}, "scene.*'kubric'.*raycast"),
+        ({"frame_step": 0.0}, "frame_step"),
+        ({"anchor": 8}, "anchor.*received 8.*0 to 7"),
+        ({"textures": torch.zeros(3, 64, 64)}, "textures"),
+        ({"textures": torch.zeros(1, 3, 64, 64, dtype=torch.long)}, "textures"),
+    ],
+)
+def test_wrong_arguments_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        make_clip(**{"seed": 0, **wrong})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("scene", KINDS)
+def test_a_gpu_makes_the_same_clip(scene):
+    here, there = make_clip(2, scene=scene, **SMALL), make_clip(2, scene=scene, device="cuda", **SMALL)
+    assert there.video.is_cuda
+    assert torch.equal(here.tracks, there.tracks.cpu())
+    assert torch.equal(here.visible, there.visible.cpu())
+    assert (here.video - there.video.cpu()).abs().mean() < 1e-3
+
+
+# --- ray casting ----------------------------------------------------------------------------------------------------
+
+
+def still_world(**solids) -> raycast.World:
+    """A camera at the origin that looks along z in a big room, and solids name=(position over 2 frames, radii)."""
+    identity = torch.eye(3, dtype=torch.float64)
+    positions = [torch.zeros(2, 3)] + [torch.tensor(position) for position, _ in solids.values()]
+    return raycast.World(
+        rotation=identity.expand(len(positions), 2, 3, 3),
+        position=torch.stack(positions).double(),
+        radii=torch.tensor([(20.0, 20.0, 20.0)] + [radii for _, radii in solids.values()], dtype=torch.float64),
+        is_round=torch.tensor([False] + ["ball" in name for name in solids]),
+        is_moving=torch.tensor([False] + [True] * len(solids)),
+        camera_rotation=identity.expand(2, 3, 3),
+        camera_position=torch.zeros(2, 3, dtype=torch.float64),
+        focal=32.0,
+        size=(64, 64),
+    )
+
+
+def test_projection_and_occlusion_by_hand():
+    world = still_world(
+        board=(((0.5, 0.0, 2.0), (-0.5, 0.0, 2.0)), (0.3, 0.3, 0.01)),  # in front of the ball in frame 0 only
+        ball=(((1.0, 0.0, 5.0), (1.0, 0.0, 5.0)), (1.0, 1.0, 1.0)),
+    )
+    solid = torch.tensor([2, 2, 1])
+    unit = torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, 1.0], [0.0, 0.0, -1.0]], dtype=torch.float64)
+    xy, depth = raycast.project(world, solid, unit)
+    assert torch.allclose(xy[0], torch.tensor([40.0, 32.0]).double())  # 32 + 32 * 1 / 4
+    assert torch.allclose(depth[0], torch.tensor([4.0, 4.0]).double())
+    assert torch.allclose(xy[2, :, 0], torch.tensor([32 + 16 / 1.99, 32 - 16 / 1.99]).double())
+    visible = raycast.sees(world, solid, xy, depth)
+    assert visible.tolist() == [[False, True], [False, False], [True, True]]  # the back of a ball is never seen
+
+
+def test_a_point_outside_the_frame_or_behind_the_camera_is_not_seen():
+    board = (((0.0, 0.0, 2.0), (3.0, 0.0, 2.0)), (0.3, 0.3, 0.01))
+    behind = (((0.0, 0.0, -2.0), (0.0, 0.0, 2.0)), (0.3, 0.3, 0.01))
+    for solid, expected in ((board, [True, False]), (behind, [False, True])):
+        world = still_world(board=solid)
+        point = torch.tensor([1]), torch.tensor([[0.1, 0.2, -1.0]]).double()
+        assert raycast.sees(world, point[0], *raycast.project(world, *point))[0].tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_ray_through_a_visible_track_ends_on_its_point(seed):
+    draws = generator(seed)
+    world = raycast.random_world(draws, torch.arange(4).double() * 2, (48, 64))
+    xy = torch.rand(4, 50, 2, generator=draws, dtype=torch.float64) * torch.tensor([64.0, 48.0])
+    solid, unit, depth = raycast.surface_points(world, xy)
+    assert torch.isfinite(depth).all()
+    solid, unit = solid.flatten(), unit.flatten(0, 1)
+    tracks, depth = raycast.project(world, solid, unit)
+    visible = raycast.sees(world, solid, tracks, depth)
+    anchor = torch.arange(4).repeat_interleave(50)
+    assert torch.allclose(tracks[torch.arange(200), anchor], xy.flatten(0, 1), atol=1e-6)
+    assert visible[torch.arange(200), anchor].all()
+    assert not visible.all()
+    hit, hit_unit, _ = raycast.surface_points(world, tracks.transpose(0, 1))
+    assert (solid[:, None] == hit.T)[visible].all()
+    assert (hit_unit.transpose(0, 1) - unit[:, None])[visible].abs().max() < 1e-4
+
+
+def test_a_shadow_is_dark_where_the_light_is_hidden():
+    world = still_world(ball=(((0.0, 0.0, 10.0),) * 2, (1.0, 1.0, 1.0)))
+    white = [torch.ones(3, 8, 8)]
+    faces = 2 * raycast.CUBE_FACES
+    scale = torch.ones(2, faces)
+    materials = raycast.make_materials(white, torch.zeros(faces).long(), scale, scale, torch.ones(faces))
+    xy = torch.tensor([[[32.0 + 16.0, 32.0 + 24.0], [32.0, 32.0]]]).expand(2, 2, 2).double()
+    light = raycast.Light(torch.tensor([[-10.0, 0.0, 0.0]] * 2).double(), 0.25, 0.5, casts_shadows=True)
+    # The light's ray over the ball's centre ends at x = 10 on the far wall, seen 16 pixels right of the middle.
+    shaded, _ = raycast.shade(world, materials, light, xy)
+    unshaded, _ = raycast.shade(world, materials, dataclasses.replace(light, casts_shadows=False), xy)
+    assert torch.allclose(shaded[:, :, 0], torch.full((2, 3), 0.25, dtype=shaded.dtype), atol=1e-6)
+    assert (unshaded[:, :, 0] > 0.4).all()
+    assert torch.equal(shaded[:, :, 1], unshaded[:, :, 1])
+
+
+def test_rotations_are_rotations():
+    vectors = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, math.pi / 2], [0.3, -0.8, 1.9]]).double()
+    turned = rotations(vectors)
+    assert torch.allclose(turned @ turned.transpose(1, 2), torch.eye(3).double().expand(3, 3, 3))
+    assert torch.allclose(turned[1] @ torch.tensor([1.0, 0, 0]).double(), torch.tensor([0, 1.0, 0]).double())
+    skew = torch.tensor([[0, -1.9, -0.8], [1.9, 0, -0.3], [0.8, 0.3, 0]]).double()
+    assert torch.allclose(turned[2], torch.linalg.matrix_exp(skew))
+
+
+def test_wander_keeps_its_speed_and_reach():
+    times = torch.arange(2000).double() / 10
+    for seed in range(5):
+        slow = wander(generator(seed), times, speed=0.01, reach=1.0)
+        fast = wander(generator(seed), times, speed=1.0, reach=0.5)
+        speed = (slow[1:] - slow[:-1]).norm(dim=-1).mean() * 10
+        assert 0.002 < speed < 0.02
+        assert fast.norm(dim=-1).max() <= 0.5 + 1e-9
+        assert (fast[1:] - fast[:-1]).norm(dim=-1).max() < 0.05  # smooth
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+def two_cards() -> layered.Layers:
+    """On a still background a card of half side 0.2, and before it another that moves from beside it onto it."""
+    still = torch.eye(3, dtype=torch.float64).expand(2, 3, 3)
+    moving = still.clone()
+    moving[0, 0, 2] = 0.4
+    square = Polygon(tuple(i * math.pi / 2 for i in range(4)), (0.2,) * 4)
+    return layered.Layers(
+        homography=torch.stack((still, still, moving)),
+        wave_vector=torch.zeros(3, 2, 2, dtype=torch.float64),
+        wave_push=torch.zeros(3, 2, 2, dtype=torch.float64),
+        wave_phase=torch.zeros(3, 2, 2, dtype=torch.float64),
+        is_moving=torch.tensor([False, False, True]),
+        bent=(),
+        shapes=(None, square, square),
+        size=(50, 100),
+    )
+
+
+def test_layers_cover_each_other_by_hand():
+    stack = two_cards()
+    layer = torch.tensor([0, 0, 1, 2, 2])
+    points = torch.tensor([[0.0, 0.0], [0.4, 0.1], [0.1, 0.1], [0.1, 0.1], [0.1, 0.6]]).double()
+    xy = layered.from_layer(stack, layer, points)
+    expected = [[50, 25], [90, 35], [60, 35], [100 - 0, 35], [100, 85]]
+    assert torch.allclose(xy[:, 0], torch.tensor(expected).double())
+    assert torch.allclose(xy[3, 1], torch.tensor([60.0, 35.0]).double())
+    visible = layered.sees(stack, layer, xy)
+    assert visible[:, 0].tolist() == [False, False, True, False, False]  # x = 100 is just outside
+    assert visible[:, 1].tolist() == [False, True, False, True, False]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_layer_at_a_visible_track_is_its_own(seed):
+    draws = generator(seed)
+    stack = layered.random_layers(draws, torch.arange(4).double() * 2, (48, 64))
+    xy = torch.rand(4, 50, 2, generator=draws, dtype=torch.float64) * torch.tensor([64.0, 48.0])
+    layer, x, y = layered.topmost(stack, xy.transpose(1, 2))
+    layer, points = layer.flatten(), torch.stack((x, y), dim=-1).flatten(0, 1)
+    tracks = layered.from_layer(stack, layer, points)
+    visible = layered.sees(stack, layer, tracks)
+    anchor = torch.arange(4).repeat_interleave(50)
+    assert torch.allclose(tracks[torch.arange(200), anchor], xy.flatten(0, 1), atol=1e-6)
+    assert visible[torch.arange(200), anchor].all()
+    assert not visible.all()
+    top, x, y = (value.T[visible] for value in layered.topmost(stack, tracks.permute(1, 2, 0)))
+    assert torch.equal(top, layer[:, None].expand(-1, 4)[visible])
+    expected = points[:, None].expand(-1, 4, -1)[visible]
+    assert (torch.stack((x, y), dim=-1) - expected).abs().max() < 1e-6
+
+
+def test_bending_moves_points_and_never_folds():
+    for seed in range(8):
+        stack = layered.random_layers(generator(seed), torch.arange(3).double(), (64, 64))
+        slope = (stack.wave_vector.norm(dim=-1) * stack.wave_push.norm(dim=-1)).sum(dim=1)
+        assert slope.max() <= layered.WAVES * layered.STEEPEST_WAVE
+        assert stack.bent == tuple(slope.nonzero().flatten().tolist())
+    assert stack.bent
+
+
+def test_shapes_are_around_the_middle_and_bounded():
+    x, y = (torch.linspace(-3, 3, 121).view(shape) for shape in ((1, -1), (-1, 1)))
+    x, y = torch.broadcast_tensors(x, y)
+    shares = []
+    for seed in range(40):
+        inside = random_shape(generator(seed), 0.5).level(x, y) > 0
+        assert not inside[(x.abs() > 2.9) | (y.abs() > 2.9)].any()
+        shares.append(inside.float().mean().item() * 36 / (math.pi * 0.25))  # relative to the disc
+    assert all(0.1 < share < 4 for share in shares)
+    circle = Blob(0.5, (), ()).level(x, y) > 0
+    assert torch.equal(circle, x**2 + y**2 < 0.25)
+
+
+# --- picture and tracks agree ---------------------------------------------------------------------------------------
+
+
+def plain_scene(scene: str, seed: int):
+    """Video without light, exposure or noise, with tracks."""
+    draws, times, size = generator(seed), torch.arange(4).double() * 1.5, (64, 64)
+    source = TextureSource(draws, None)
+    xy = torch.rand(4, 60, 2, generator=draws, dtype=torch.float64) * 64
+    if scene == "raycast":
+        world = raycast.random_world(draws, times, size)
+        light = raycast.Light(torch.zeros(4, 3).double(), 1.0, 0.0, casts_shadows=False)
+        video = raycast.render(world, raycast.random_materials(draws, source, world.radii), light, "cpu")
+        solid, unit, _ = raycast.surface_points(world, xy)
+        solid = solid.flatten()
+        tracks, depth = raycast.project(world, solid, unit.flatten(0, 1))
+        return video, tracks, raycast.sees(world, solid, tracks, depth)
+    stack = layered.random_layers(draws, times, size)
+    gain = torch.ones(len(stack.shapes), 4)
+    video = layered.render(stack, layered.random_materials(draws, source, stack), gain, "cpu")
+    layer, x, y = layered.topmost(stack, xy.transpose(1, 2))
+    layer = layer.flatten()
+    tracks = layered.from_layer(stack, layer, torch.stack((x, y), dim=-1).flatten(0, 1))
+    return video, tracks, layered.sees(stack, layer, tracks)
+
+
+@pytest.mark.parametrize("scene", KINDS)
+def test_points_keep_their_colour(scene):
+    """The colour under a track stays the same, and a little beside the track it changes, whichever the side."""
+    shifts = torch.tensor([[0.0, 0.0], [0.7, 0.0], [-0.7, 0.0], [0.0, 0.7], [0.0, -0.7]])
+    changes = []
+    for seed in range(6):
+        video, tracks, visible = plain_scene(scene, seed)
+        moved = (
+            tracks.float().transpose(0, 1)
+            + torch.where(torch.arange(4) > 1, 1.0, 0.0)[:, None, None] * shifts[:, None, None]
+        )
+        colours = torch.stack(
+            [F.grid_sample(video, where[:, :, None] / 32 - 1, align_corners=False)[..., 0] for where in moved]
+        )  # [5, T, 3, N]
+        change = (colours[:, 3] - colours[:, 0]).abs().mean(dim=1)
+        changes.append(change[:, visible[:, 0] & visible[:, 3]])
+    changes = torch.cat(changes, dim=1)
+    assert changes.shape[1] > 100
+    on_track, *beside = changes.mean(dim=1).tolist()
+    assert on_track < 0.04
+    assert all(on_track < 0.8 * other for other in beside)
+
+
+# --- textures -------------------------------------------------------------------------------------------------------
+
+
+def test_procedural_textures():
+    textures = procedural_textures(24, 64, generator(0))
+    assert textures.shape == (24, 3, 64, 64)
+    assert textures.dtype == torch.float32
+    assert 0 <= textures.min() < textures.max() <= 1
+    assert textures.flatten(2).std(dim=2).amax(dim=1).min() > 0.015  # none is flat
+    assert torch.equal(textures, procedural_textures(24, 64, generator(0)))
+    with pytest.raises(ValueError, match="count"):
+        procedural_textures(0)
+    with pytest.raises(ValueError, match="size"):
+        procedural_textures(1, 4)
+
+
+def test_load_textures(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    with pytest.raises(ValueError, match="no photographs"):
+        load_textures(tmp_path)
+    with pytest.raises(ValueError, match="not a directory"):
+        load_textures(tmp_path / "missing")
+    image.new("RGB", (40, 40), (255, 0, 0)).save(tmp_path / "a.png")
+    oblong = image.new("RGB", (80, 40), (0, 255, 0))
+    oblong.paste((0, 0, 255), (40, 0, 80, 40))
+    oblong.save(tmp_path / "b.png")
+    (tmp_path / "notes.txt").write_text("not a photograph")
+    textures = load_textures(tmp_path)
+    assert textures.shape == (3, 3, 256, 256)
+    assert textures.dtype == torch.uint8
+    assert textures[:, :, 128, 128].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
