@@ -8,60 +8,37 @@ valid (N, T)}. Protocol *first*: each track is queried at its first visible fram
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from chrono_features import ChronoBackbone, Tracks, soft_argmax_track
+from chrono_features.evaluation.readers import SIZE, tapvid_videos
 from chrono_features.evaluation.tapvid import THRESHOLDS, first_queries, tapvid_metrics
 
-SIZE = 256
 GROUPS = ("planar", "kitchen", "badja")
 Tracker = Callable[[Tensor, Tensor], Tracks]
-
-
-class _NumpyOnly(pickle.Unpickler):
-    """Untrusted pickles run code; this one may only build NumPy arrays."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"the file wants {module}.{name}; expected NumPy arrays only")
-
-
-def videos(path: Path) -> Iterator[tuple[str, Tensor, dict[str, np.ndarray]]]:
-    with open(path, "rb") as file:
-        data = _NumpyOnly(file).load()
-    for name, item in data.items():
-        frames = [Image.open(io.BytesIO(b)).convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS) for b in item["video"]]
-        video = torch.from_numpy(np.stack([np.asarray(f) for f in frames])).permute(0, 3, 1, 2)
-        yield name, video, {key: np.asarray(item[key]) for key in ("points", "occluded", "valid")}
 
 
 def evaluate(track: Tracker, path: Path) -> dict[str, dict[str, float]]:
     """Metrics of every video, and the seconds it took."""
     results = {}
-    for name, video, truth in videos(path):
-        xy = truth["points"].astype(np.float64) * SIZE
-        queries, kept = first_queries(xy, ~truth["occluded"] & truth["valid"])
+    for video in tapvid_videos(path):
+        queries, kept = first_queries(video.xy, ~video.occluded & video.valid)
         queries[:, 1:] = queries[:, 1:].clip(0, SIZE)
         start = time.perf_counter()
-        tracks = track(video[None], torch.from_numpy(queries)[None])[0]
+        tracks = track(video.frames[None], torch.from_numpy(queries)[None])[0]
         seconds = time.perf_counter() - start
         occluded = np.zeros(tracks.xy.shape[:2], bool) if tracks.visible is None else ~tracks.visible.numpy()
-        masks = truth["occluded"][kept], tracks.xy.double().numpy(), occluded
-        results[name] = tapvid_metrics(queries[:, 0], xy[kept], *masks, mode="first", valid=truth["valid"][kept])
-        results[name]["seconds_per_frame"] = seconds / len(video)
+        truth, prediction = (video.xy[kept], video.occluded[kept]), (tracks.xy.double().numpy(), occluded)
+        results[video.name] = tapvid_metrics(queries[:, 0], *truth, *prediction, mode="first", valid=video.valid[kept])
+        results[video.name]["seconds_per_frame"] = seconds / len(video.frames)
     return results
 
 
@@ -93,24 +70,30 @@ def static(video: Tensor, queries: Tensor) -> Tracks:
     return Tracks(xy, torch.ones(xy.shape[:-1]))
 
 
-def raw_patches(video: Tensor, queries: Tensor, patch: int = 9, stride: int = 4) -> Tracks:
+def raw_patches(video: Tensor, queries: Tensor, patch: int = 12, stride: int = 4) -> Tracks:
     """Raw-pixel patches, mean removed, unit length, matched by the same soft-argmax."""
-    pixels = F.pad(video[0].float() / 255, (patch // 2,) * 4, mode="replicate")
-    patches = F.unfold(pixels, patch).unflatten(-1, video.shape[-2:])
-    patches = F.avg_pool2d(patches.flatten(0, 0), stride)
-    patches = patches - patches.mean(dim=1, keepdim=True)
-    features = F.normalize(patches, dim=1)[None]
+    margin = (patch - stride) // 2  # patches are centred on their cells
+    pixels = F.pad(video[0].float() / 255, (margin,) * 4, mode="replicate")
+    patches = F.unfold(pixels, patch, stride=stride).unflatten(-1, (SIZE // stride, SIZE // stride))
+    features = F.normalize(patches - patches.mean(dim=1, keepdim=True), dim=1)[None]
     return soft_argmax_track(features, queries, (SIZE, SIZE), radius=3.0)
 
 
 def group_means(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     rows = {group: [v for name, v in results.items() if name.startswith(group)] for group in GROUPS}
     rows["mean of all"] = list(results.values())
-    return {group: {k: float(np.nanmean([v[k] for v in items])) for k in items[0]} for group, items in rows.items() if items}
+    return {
+        group: {k: float(np.nanmean([v[k] for v in items])) for k in items[0]} for group, items in rows.items() if items
+    }
 
 
 def table(name: str, results: dict[str, dict[str, float]]) -> str:
-    columns = ["average_pts_within_thresh", "average_jaccard", "occlusion_accuracy", *(f"pts_within_{t}" for t in THRESHOLDS)]
+    columns = [
+        "average_pts_within_thresh",
+        "average_jaccard",
+        "occlusion_accuracy",
+        *(f"pts_within_{t}" for t in THRESHOLDS),
+    ]
     titles = ["<delta_avg", "AJ", "OA", *(f"<{t} px" for t in THRESHOLDS)]
     lines = [f"| {name} | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     for group, metrics in group_means(results).items():

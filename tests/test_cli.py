@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 import chrono_features
 from chrono_features import ChronoBackbone, ChronoConfig, Tracks
+from chrono_features.__main__ import main
 from chrono_features.video import read_video, write_video
 
 typer_testing = pytest.importorskip("typer.testing")
@@ -243,7 +244,8 @@ def test_csv_that_is_no_text(tmp_path: Path) -> None:
         parse_queries(str(tmp_path / "none.csv"))
 
 
-def test_mistakes_are_one_line_and_nothing_is_written(clip: Path, model: ChronoBackbone) -> None:
+def test_mistakes_are_one_line_before_any_work(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ChronoBackbone, "from_pretrained", None)  # not even the model is loaded
     here = clip.parent
     files = sorted(here.iterdir())
     assert "no such file" in refuse("track", here / "none.mp4", "--out", here / "t.npz")
@@ -286,20 +288,21 @@ def test_errors_of_the_program_are_not_hidden(clip: Path, monkeypatch: pytest.Mo
 def test_missing_extras_are_named(
     clip: Path, monkeypatch: pytest.MonkeyPatch, package: str, arguments: list, extra: str
 ) -> None:
-    for name in [n for n in sys.modules if n.startswith("chrono_features.training")]:
-        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     line = refuse(*[a.format(clip=clip, folder=clip.parent) for a in arguments])
     assert f"pip install chrono-features[{extra}]" in line
     assert not (clip.parent / "run").exists()
 
 
-@pytest.mark.parametrize("package", ["typer", "rich"])
-def test_missing_cli_extra(package: str) -> None:
-    code = f"import sys; sys.modules[{package!r}] = None; from chrono_features.__main__ import main; main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == "chrono-features' command line needs the cli extra: pip install chrono-features[cli]\n"
+@pytest.mark.parametrize("package", ["typer", "rich.progress"])
+def test_missing_cli_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, package: str) -> None:
+    monkeypatch.delitem(sys.modules, "chrono_features.cli")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    wanted = "chrono-features' command line needs the cli extra: pip install chrono-features[cli]\n"
+    assert capsys.readouterr().err == wanted
 
 
 def test_help_and_version_load_nothing_heavy() -> None:

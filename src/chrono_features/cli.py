@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-EXTRAS = {"accelerate": "train", "av": "video", "PIL": "video", "gdown": "weights"}
-
 
 class Commands(TyperGroup):
     """Turns what a user can put right (wrong arguments, files, missing extras) into one line instead of a traceback."""
@@ -48,24 +46,12 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except (ValueError, OSError, ImportError) as error:
-            message = _explain(error)
-            if message is None or ctx.params.get("traceback"):
+            # An import that fails for any other reason than a missing extra is a defect.
+            theirs = not isinstance(error, ImportError) or "pip install chrono-features[" in str(error)
+            if ctx.params.get("traceback") or not theirs:
                 raise
-            Console(stderr=True).print(Text(" ".join(message.split()), "red"), soft_wrap=True)
+            Console(stderr=True).print(Text(" ".join(str(error).split()), "red"), soft_wrap=True)
             raise typer.Exit(2) from error
-
-
-def _explain(error: Exception) -> str | None:
-    """The line to print, or None for an error that is not the user's."""
-    if not isinstance(error, ImportError):
-        return str(error)
-    if "pip install" in str(error):
-        return str(error)
-    package = (error.name or "").split(".")[0]
-    if package in EXTRAS:
-        extra = EXTRAS[package]
-        return f"{package} is missing: this command needs the {extra} extra: pip install chrono-features[{extra}]"
-    return None
 
 
 app = typer.Typer(
@@ -260,7 +246,7 @@ def info(model: Annotated[str, typer.Argument(help="A known name, a folder, a hu
     network = _load(model, pick_device("cpu"))
     table = Table("", "", show_header=False, box=None)
     for part, weights in _weights_by_part(network).items():
-        table.add_row(f"{part} parameters", f"{weights:,}")
+        table.add_row(f"parameters: {part}", f"{weights:,}")
     for key, value in network.config.to_dict().items():
         table.add_row(key, str(value))
     Console(soft_wrap=True).print(table)

@@ -116,7 +116,9 @@ class ChronoConfig:
         else:
             valid = blocks in _PLACEMENTS
         if not valid:
-            raise _error("adapter_blocks", blocks, f"one of {', '.join(_PLACEMENTS)}, or a tuple of distinct block indices")
+            raise _error(
+                "adapter_blocks", blocks, f"one of {', '.join(_PLACEMENTS)}, or a tuple of distinct block indices"
+            )
 
     def adapter_indices(self, depth: int) -> tuple[int, ...]:
         """The blocks of a ViT of `depth` blocks that an adapter follows, in order.

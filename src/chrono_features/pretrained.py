@@ -74,7 +74,9 @@ def load(
         return _override(load_authors_checkpoint(name), config_overrides)
     if name.count("/") == 1 and all(name.split("/")) and not name.startswith("."):
         return _load_folder(_fetch_hub(name, revision=revision, token=token, **hub), config_overrides)
-    raise ValueError(f"name={name!r}; expected one of {', '.join(NAMES)}, a folder, a .ckpt file, or a hub id user/model")
+    raise ValueError(
+        f"name={name!r}; expected one of {', '.join(NAMES)}, a folder, a .ckpt file, or a hub id user/model"
+    )
 
 
 def save(
@@ -108,7 +110,9 @@ def save(
     folder = Path(folder)
     state = {k: v.contiguous() for k, v in model.state_dict().items() if not (adapters_only and k.startswith("vit."))}
     with folder_beside(folder) as beside:
-        save_file(state, beside / WEIGHTS_FILE, {"format": "pt", "contents": _ADAPTERS_ONLY if adapters_only else "all"})
+        save_file(
+            state, beside / WEIGHTS_FILE, {"format": "pt", "contents": _ADAPTERS_ONLY if adapters_only else "all"}
+        )
         (beside / CONFIG_FILE).write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
         if not (folder / "README.md").exists():
             (beside / "README.md").write_text(_MODEL_CARD)
@@ -290,9 +294,16 @@ def _authors_state(path: Path) -> dict[str, Tensor]:
 
 
 def _authors_config(state: Mapping[str, Tensor], num_heads: int | None, grid: tuple[int, int]) -> ChronoConfig:
-    sizes = ("dino.pos_embed", "dino.patch_embed.proj.weight", "dino.blocks.0.mlp.fc1.weight", "adapter.0.conv_pool.weight")
+    sizes = (
+        "dino.pos_embed",
+        "dino.patch_embed.proj.weight",
+        "dino.blocks.0.mlp.fc1.weight",
+        "adapter.0.conv_pool.weight",
+    )
     if missing := [key for key in sizes if key not in state]:
-        raise ValueError(f"missing keys: {', '.join('model.' + k for k in missing)}; expected a checkpoint of the authors' code")
+        raise ValueError(
+            f"missing keys: {', '.join('model.' + k for k in missing)}; expected a checkpoint of the authors' code"
+        )
     position, patch, mlp, pool = (state[key] for key in sizes)
     width, patch_size = patch.shape[0], patch.shape[-1]
     if num_heads is None:

@@ -67,7 +67,9 @@ class Tracks:
         with np.load(Path(path), allow_pickle=False) as data:
             known = {f.name for f in fields(cls)}
             if not {"xy", "similarity"} <= set(data.files) <= known:
-                raise ValueError(f"{os.fspath(path)} holds {sorted(data.files)}; expected arrays out of {sorted(known)}")
+                raise ValueError(
+                    f"{os.fspath(path)} holds {sorted(data.files)}; expected arrays out of {sorted(known)}"
+                )
             return cls(**{name: torch.from_numpy(data[name]) for name in data.files})
 
 
@@ -155,7 +157,9 @@ def soft_argmax_track(
         got = tuple(query_features.shape)
         raise ValueError(f"query_features of shape {got}; expected (B, N, C) with B={batch}, C={channels}")
 
-    found = match(features, query_features, query_frames, query_cells, temperature, radius, correlation_dtype, memory_budget)
+    found = match(
+        features, query_features, query_frames, query_cells, temperature, radius, correlation_dtype, memory_budget
+    )
     xy = found.cells * scale.to(found.cells)
     if queries is not None:
         own_frame = torch.arange(frames, device=features.device) == query_frames[..., None]

@@ -137,7 +137,7 @@ class _Match(torch.autograd.Function):
             maps = _similarity(queries[b, n], features[b, t], correlation_dtype)
             index = best[b, n, t].T
             disc = _disc(maps, index, offsets, (height, width), temperature)
-            along = ((disc.positions - disc.expected[..., None, :]) * grad_cells[b, n, t].transpose(0, 1)[..., None, :])
+            along = (disc.positions - disc.expected[..., None, :]) * grad_cells[b, n, t].transpose(0, 1)[..., None, :]
             # The gradient of a map is zero but for its disc and its best cell. It takes the map's own memory.
             grad_maps = maps.zero_() if maps.dtype == wide else torch.zeros_like(maps, dtype=wide)
             grad_maps.scatter_add_(-1, disc.index, temperature * disc.weights * along.sum(-1))
@@ -181,7 +181,9 @@ def _disc(
     y = (best // width)[..., None] + offsets[:, 1]
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     index = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
-    logits = (maps.gather(-1, index) * temperature).to(wide)  # half precision rounds after the product, as the authors' code
+    logits = (maps.gather(-1, index) * temperature).to(
+        wide
+    )  # half precision rounds after the product, as the authors' code
     weights = logits.masked_fill(~inside, -math.inf).softmax(dim=-1)
     positions = torch.stack([x, y], dim=-1).to(wide) + 0.5
     return _Disc(index, positions, weights, torch.einsum("tnk,tnkc->tnc", weights, positions))

@@ -24,7 +24,7 @@ from .synthetic import load_textures
 
 LOG_EVERY = 25  # steps
 CHECKPOINT_EVERY = 100
-VALIDATE_EVERY = 250
+VALIDATE_EVERY = 500
 VALIDATION_STEPS = 8
 THRESHOLDS = (1, 2, 4, 8, 16)  # pixels at 256 x 256
 
@@ -194,7 +194,9 @@ class _StageRun:
     def save_model(self) -> None:
         """Saves the model as it is now, with the temperature that it has learned."""
         backbone = self.trainee.backbone
-        backbone.config = backbone.config.replace(temperature=round(float(self.trainee.log_temperature.detach().exp()), 3))
+        backbone.config = backbone.config.replace(
+            temperature=round(float(self.trainee.log_temperature.detach().exp()), 3)
+        )
         if self.accelerator.is_main_process:
             backbone.save_pretrained(self.out / self.stage.name)
 
@@ -220,7 +222,7 @@ class _StageRun:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.scheduler.step()
-        return {name: float(value) for name, value in losses.items()}
+        return {name: float(value.detach()) for name, value in losses.items()}
 
     @torch.no_grad()
     def _validate(self) -> float:
@@ -287,7 +289,20 @@ def _as_is(batch: Batch) -> Batch:
 
 
 def _progress(enabled: bool) -> Any:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, disable=not enabled)

@@ -82,8 +82,29 @@ TINY = Recipe(
     ),
     stages=(
         # Single frames first: matching has to exist before time can help it.
-        Stage("pairs", 3000, 2, (1, 7), (128, 128), (16, 16), 6, 64, 8e-4, adapters=False),
-        Stage("clips", 800, 8, (1, 3), (128, 128), (16, 16), 2, 64, 4e-4),
+        Stage(
+            name="frames",
+            steps=3200,
+            frames=3,
+            gap=(1, 4),
+            size=(128, 128),
+            grid=(16, 16),
+            batch=4,
+            queries=64,
+            learning_rate=8e-4,
+            adapters=False,
+        ),
+        Stage(
+            name="clips",
+            steps=1100,
+            frames=8,
+            gap=(1, 3),
+            size=(192, 192),
+            grid=(24, 24),
+            batch=1,
+            queries=128,
+            learning_rate=4e-4,
+        ),
     ),
 )
 
@@ -92,8 +113,19 @@ ADAPTERS = Recipe(
     name="adapters",
     stages=(
         Stage(
-            "clips", 100_000, 24, (1, 2), (256, 256), (64, 64), 1, 256, 1e-4,
-            warm_up=0.003, cross_entropy=0.0, huber=0.05, visibility=1.0,
+            name="clips",
+            steps=100_000,
+            frames=24,
+            gap=(1, 2),
+            size=(256, 256),
+            grid=(64, 64),
+            batch=1,
+            queries=256,
+            learning_rate=1e-4,
+            warm_up=0.003,
+            cross_entropy=0.0,
+            huber=0.05,
+            visibility=1.0,
         ),
     ),
 )

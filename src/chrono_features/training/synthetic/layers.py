@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -46,7 +47,9 @@ class Layers:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Layers:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved = {name: v.to(device, dtype if v.is_floating_point() else v.dtype) for name, v in tensors.items()}
+        moved: dict[str, Any] = {
+            name: v.to(device, dtype if v.is_floating_point() else v.dtype) for name, v in tensors.items()
+        }
         return replace(self, **moved)
 
 
@@ -142,7 +145,8 @@ def render(layers: Layers, materials: Materials, gain: Tensor, device: torch.dev
 def random_layers(generator: Generator, times: Tensor, size: tuple[int, int]) -> Layers:
     frames = len(times)
     camera = _drift(generator, times, speed=log_uniform(generator, 0.002, 0.04), reach=0.3)
-    homographies, movings, shapes = [camera], [False], [None]
+    homographies, movings = [camera], [False]
+    shapes: list[Shape | None] = [None]
     for _ in range(integer(generator, 3, 7)):
         moving = chance(generator, 0.85)
         own = torch.eye(3, dtype=torch.float64).expand(frames, 3, 3)

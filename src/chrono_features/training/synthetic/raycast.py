@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -51,7 +52,9 @@ class World:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> World:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved = {name: v.to(device, dtype if v.is_floating_point() else v.dtype) for name, v in tensors.items()}
+        moved: dict[str, Any] = {
+            name: v.to(device, dtype if v.is_floating_point() else v.dtype) for name, v in tensors.items()
+        }
         return replace(self, **moved)
 
     @property
@@ -147,7 +150,7 @@ def sees(
     height, width = world.size
     rays = camera_rays(world, xy.permute(1, 2, 0))
     hit_depth, hit = trace(world, world.camera_position, rays)
-    inside = (xy >= 0).all(-1) & (xy[..., 0] < width) & (xy[..., 1] < height) & (depth > NEAR)
+    inside = (xy >= 0).all(-1) & (xy[..., 0] < width) & (xy[..., 1] < height)
     return inside & (solid[:, None] == hit.T) & ((hit_depth.T - depth).abs() < 1e-5 * depth)
 
 

@@ -59,11 +59,11 @@ def make_clip(
     _check(seed, frames, size, points, scene, textures, frame_step, anchor)
     size = (int(size[0]), int(size[1]))
     generator = torch.Generator().manual_seed(seed)
-    if scene == "mixed":
-        scene = SCENES[integer(generator, 1, 2)]
+    flipped = SCENES[integer(generator, 1, 2)]  # always drawn, so that a mixed clip equals the one of its kind
+    kind = flipped if scene == "mixed" else scene
     drawn_step = log_uniform(generator, 0.6, 2.4)
     times = torch.arange(frames, dtype=torch.float64) * (drawn_step if frame_step is None else frame_step)
-    make = {"raycast": _raycast, "layers": _layers}[scene]
+    make = {"raycast": _raycast, "layers": _layers}[kind]
     video, tracks, visible, moving = make(generator, times, size, points, textures, device, anchor)
     if photometric:
         video = add_photometrics(generator, video, times)

@@ -67,7 +67,7 @@ class Patches:
 def random_shape(generator: Generator, radius: float) -> Shape:
     if chance(generator, 0.25):
         sides = integer(generator, 3, 7)
-        angles = (torch.arange(sides) + uniforms(generator, -0.3, 0.3, sides)) * 2 * math.pi / sides
+        angles = (torch.arange(sides) + uniforms(generator, -0.12, 0.12, sides)) * 2 * math.pi / sides
         turned = angles + uniform(generator, 0, 2 * math.pi)
         return Polygon(tuple(turned.tolist()), tuple((radius * uniforms(generator, 0.5, 1.1, sides)).tolist()))
     if chance(generator, 0.2):

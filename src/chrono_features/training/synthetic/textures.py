@@ -32,8 +32,8 @@ def load_textures(folder: str | Path) -> Tensor:  # [K, 3, 256, 256] uint8
         )
     crops = []
     for path in paths:
-        with Image.open(path) as photo:
-            photo = photo.convert("RGB")
+        with Image.open(path) as file:
+            photo = file.convert("RGB")
             for box in _square_boxes(*photo.size):
                 crop = photo.resize((PHOTO_SIZE, PHOTO_SIZE), Image.Resampling.LANCZOS, box=box)
                 crops.append(torch.from_numpy(np.array(crop)).permute(2, 0, 1))
@@ -176,7 +176,7 @@ class TextureSource:
         """Another contrast (one in five weak), another tint, at times other colours."""
         weak = chance(self.generator, 0.2)
         contrast = uniform(self.generator, 0.25, 0.6) if weak else uniform(self.generator, 0.7, 1.3)
-        tint = uniforms(self.generator, 0.7, 1.3, 3, 1, 1).to(texture)
+        tint = uniforms(self.generator, 0.7, 1.15, 3, 1, 1).to(texture)
         if chance(self.generator, 0.25):
             texture = texture[torch.randperm(3, generator=self.generator).to(texture.device)]
         mean = texture.mean()
