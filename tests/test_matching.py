@@ -31,7 +31,7 @@ def literal(features, queries, image_size, query_features=None, temperature=20.0
     near = (cells - cells[maps.argmax(-1)][..., None, :]).square().sum(-1) < radius**2
     masked = probability * near
     xy = (masked[..., None] * cells).sum(-2) / masked.sum(-1, keepdim=True)
-    xy = xy * torch.tensor([width / w, height / h]).to(features)
+    xy = xy * torch.tensor([width / w, height / h], dtype=features.dtype)
     if queries is not None:
         own = torch.arange(frames) == queries[..., :1]
         xy = torch.where(own[..., None], queries[:, :, None, 1:].to(xy), xy)
@@ -88,37 +88,27 @@ def test_query_features_equal_the_formula(seed):
     close(tracks.similarity, expected[1], 1e-9)
     for ours, theirs in zip(grads(tracks, (features, wanted)), grads(expected, (features, wanted)), strict=True):
         close(ours, theirs, 1e-7)
-    for one in (features, wanted):
-        close(grads(tracks_of(features, wanted, image_size), one)[0], grads(expected_of(features, wanted, image_size), one)[0], 1e-7)
-
-
-def tracks_of(features, wanted, image_size):
-    return soft_argmax_track(features, None, image_size, query_features=wanted)
-
-
-def expected_of(features, wanted, image_size):
-    return literal(features, None, image_size, wanted)
 
 
 @pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True)])
 def test_gradcheck(needs):
-    features, _, image_size = draw(3, batch=1, count=2, frames=2, size=(4, 5))
-    wanted = torch.randn(1, 3, features.shape[2], dtype=torch.float64)
+    features, _, image_size = draw(3, batch=1, frames=2, size=(3, 4))
+    wanted = torch.randn(1, 2, features.shape[2], dtype=torch.float64)
     features, wanted = 0.1 * features.requires_grad_(needs[0]), wanted.requires_grad_(needs[1])
     assert torch.autograd.gradcheck(
-        lambda f, q: soft_argmax_track(f, None, image_size, query_features=q, radius=2.5)[:].xy, (features, wanted)
+        lambda f, q: soft_argmax_track(f, None, image_size, query_features=q, radius=2.5).xy, (features, wanted)
     )
 
 
 def test_gradcheck_through_sampling():
-    features, queries, image_size = draw(5, batch=2, count=3, frames=3, size=(4, 4))
+    features, queries, image_size = draw(5, batch=2, count=2, frames=2, size=(3, 3))
     features = (0.1 * features).requires_grad_()
 
     def run(f):
         tracks = soft_argmax_track(f, queries, image_size)
         return tracks.xy, tracks.similarity
 
-    assert torch.autograd.gradcheck(run, (features,))
+    assert torch.autograd.gradcheck(run, (features,), fast_mode=True)
 
 
 LAYOUTS = {
@@ -293,14 +283,14 @@ def peak_bytes(function):
 
 
 def test_peak_bytes_sees_what_is_held():
-    assert peak_bytes(lambda: torch.zeros(1000).add(1)) == 8000
+    assert 8000 <= peak_bytes(lambda: torch.zeros(1000).add(1)) < 8100
 
 
 @pytest.mark.parametrize("count", [100, 400])
 @pytest.mark.parametrize("layout", ["channels first", "channels last"])
 def test_memory_stays_within_the_budget(count, layout):
     """The volume of 100 queries would take 3.3 MB, that of 400 four times as much; a chunk may take 0.5 MB."""
-    frames, channels, side, budget = 32, 8, 16, 2**19
+    frames, channels, side, budget = 8, 8, 32, 2**19
     features = torch.randn(1, frames, channels, side, side)
     if layout == "channels last":
         features = features.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)

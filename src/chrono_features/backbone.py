@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from huggingface_hub import PyTorchModelHubMixin
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .adapter import TemporalAdapter
-from .config import ChronoConfig
+from .config import ChronoConfig, check_grid
 from .neck import UpsampleNeck
 from .ops.matching import wide_dtype
 from .stem import ConvStem, FineFeatures
 from .tracking import Tracks, VisibilityHead, check_queries, soft_argmax_track
+from .vit import create_vit, final_norm, position_table, rotary_tables
 
 VALUE_RANGE = (-0.05, 1.05)  # resizing overshoots [0, 1] a little
+PREPARED_TOGETHER = 16  # frames: a wide copy of a whole high-resolution clip would not fit
 
 
 class ChronoBackbone(
@@ -44,7 +43,7 @@ class ChronoBackbone(
     def __init__(self, config: ChronoConfig | Mapping[str, Any], pretrained_vit: bool = False) -> None:
         super().__init__()
         self.config = config if isinstance(config, ChronoConfig) else ChronoConfig.from_dict(config)
-        self.vit = _create_vit(self.config, pretrained_vit)
+        self.vit = create_vit(self.config.vit, self.config.vit_kwargs, pretrained_vit)
         dim, patch = self.vit.embed_dim, self.vit.patch_embed.patch_size
         self.patch_size: tuple[int, int] = tuple(patch)
         indices = self.config.adapter_indices(len(self.vit.blocks))
@@ -161,17 +160,15 @@ class ChronoBackbone(
 
     def _features(self, video: Tensor, grid: tuple[int, int] | None, adapters: nn.ModuleDict) -> Tensor:
         _check_video(video)
-        grid = self.config.grid if grid is None else self.config.replace(grid=tuple(grid)).grid
+        grid = self.config.grid if grid is None else check_grid(grid)
         batch, count = video.shape[:2]
         frames = self._prepare(video.flatten(0, 1), grid)
         x, fine = self._embed(frames, grid)
-        rope = self._rope(grid)
-        for i, block in enumerate(self.vit.blocks):
-            x = self._run(block, x, **({} if rope is None else {"rope": rope[i]}))
+        for i, (block, rope) in enumerate(zip(self.vit.blocks, rotary_tables(self.vit, grid), strict=True)):
+            x = self._run(block, x, **rope)
             if (name := str(i)) in adapters:
                 x = self._adapt(adapters[name], x, (batch, count, *grid))
-        norm = self.vit.fc_norm if isinstance(self.vit.norm, nn.Identity) else self.vit.norm
-        x = norm(x[:, self.vit.num_prefix_tokens :])
+        x = final_norm(self.vit)(x[:, self.vit.num_prefix_tokens :])
         if self.neck is not None:
             tokens = rearrange(x, "n (h w) c -> n c h w", h=grid[0])
             x = rearrange(self.neck(tokens, fine), "(b t) c h w -> b t c h w", b=batch)
@@ -183,16 +180,19 @@ class ChronoBackbone(
 
     def _prepare(self, frames: Tensor, grid: tuple[int, int]) -> Tensor:
         """Frames (N, 3, H, W) resized to patch size x grid, normalised, in the model's type."""
-        wide = frames.to(wide_dtype(frames.dtype, self.dtype))
-        if frames.dtype == torch.uint8:
-            wide = wide / 255
         sizes = [self.config.input_size, (self.patch_size[0] * grid[0], self.patch_size[1] * grid[1])]
-        for size in sizes:
-            if size is not None and size != tuple(wide.shape[-2:]):
-                antialias = self.config.antialias
-                wide = F.interpolate(wide, size, mode="bilinear", align_corners=False, antialias=antialias)
-        mean, std = (wide.new_tensor(v).view(1, 3, 1, 1) for v in (self.config.mean, self.config.std))
-        return ((wide - mean) / std).to(self.dtype)
+        mean, std = (torch.tensor(v, device=frames.device).view(1, 3, 1, 1) for v in (self.config.mean, self.config.std))
+        prepared = []
+        for chunk in frames.split(PREPARED_TOGETHER):
+            chunk = chunk.to(wide_dtype(chunk.dtype, self.dtype))
+            if frames.dtype == torch.uint8:
+                chunk = chunk / 255
+            for size in sizes:
+                if size is not None and size != tuple(chunk.shape[-2:]):
+                    antialias = self.config.antialias
+                    chunk = F.interpolate(chunk, size, mode="bilinear", align_corners=False, antialias=antialias)
+            prepared.append(((chunk - mean) / std).to(self.dtype))
+        return torch.cat(prepared)
 
     def _embed(self, frames: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         """Prefix and patch tokens with their positions, (N, tokens, C), and stride-4 features for the neck."""
@@ -204,38 +204,13 @@ class ChronoBackbone(
             x = vit.patch_embed(frames).flatten(1, 2)
             fine = None if self.fine is None else self.fine(frames)
         prefix = [token.expand(len(x), -1, -1) for token in (vit.cls_token, vit.reg_token) if token is not None]
-        position = None if vit.pos_embed is None else self._position_table(grid).to(x.dtype)
+        position = position_table(vit, grid, self.config.pos_embed_resize)
         if position is not None and vit.no_embed_class:
             x = x + position
         x = torch.cat([*prefix, x], dim=1) if prefix else x
         if position is not None and not vit.no_embed_class:
             x = x + position
         return vit.norm_pre(vit.pos_drop(x)), fine
-
-    def _position_table(self, grid: tuple[int, int]) -> Tensor:
-        """The ViT's position table resampled to `grid` by the configured rule, (1, tokens, C)."""
-        vit = self.vit
-        native = tuple(vit.patch_embed.grid_size)
-        if grid == native:
-            return vit.pos_embed
-        prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
-        table = rearrange(vit.pos_embed[:, prefix:].to(wide_dtype(self.dtype)), "n (h w) c -> n c h w", h=native[0])
-        if self.config.pos_embed_resize == "dinov2" and vit.reg_token is None:
-            # DINOv2 without registers: not antialiased, and scaled by a factor a tenth of a cell too large.
-            scale = [(size + 0.1) / old for size, old in zip(grid, native, strict=True)]
-            table = F.interpolate(table, scale_factor=scale, mode="bicubic")
-        else:
-            table = F.interpolate(table, grid, mode="bicubic", antialias=True)
-        table = rearrange(table, "n c h w -> n (h w) c").to(self.dtype)
-        return torch.cat([vit.pos_embed[:, :prefix], table], dim=1)
-
-    def _rope(self, grid: tuple[int, int]) -> Any:
-        """Rotary tables, one for each block, or None."""
-        rope = getattr(self.vit, "rope", None)
-        if rope is None:
-            return None
-        table = rope.get_embed(shape=grid)
-        return table if self.vit.rope_mixed else [table] * len(self.vit.blocks)
 
     def _adapt(self, adapter: nn.Module, x: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
         """Applies an adapter to the patch tokens; class and register tokens pass by."""
@@ -248,17 +223,6 @@ class ChronoBackbone(
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(module, x, use_reentrant=False, **options)
         return module(x, **options)
-
-
-def _create_vit(config: ChronoConfig, pretrained: bool) -> Any:
-    kwargs = {**config.vit_kwargs, "num_classes": 0, "dynamic_img_size": True}
-    if kwargs.pop("patch_drop_rate", 0):
-        raise ValueError(f"vit_kwargs={config.vit_kwargs!r}; expected no patch_drop_rate: every patch needs a feature")
-    vit = timm.create_model(config.vit, pretrained=pretrained, **kwargs)
-    if type(vit) not in (VisionTransformer, Eva):
-        raise ValueError(f"vit={config.vit!r} is a {type(vit).__name__}; expected timm's VisionTransformer or Eva")
-    vit.attn_pool = None  # pooling for classification
-    return vit
 
 
 def _check_video(video: Tensor) -> None:

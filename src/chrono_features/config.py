@@ -94,8 +94,7 @@ class ChronoConfig:
                 raise _error(name, value, "three numbers")
         if min(self.std) <= 0:
             raise _error("std", self.std, "three numbers above 0")
-        if not _is_int_pair(self.grid, at_least=1):
-            raise _error("grid", self.grid, "two positive whole numbers (rows, columns)")
+        check_grid(self.grid)
         if self.input_size is not None and not _is_int_pair(self.input_size, at_least=1):
             raise _error("input_size", self.input_size, "None or two positive whole numbers (height, width)")
         if not _is_int_pair(self.window, at_least=0):
@@ -159,6 +158,14 @@ class ChronoConfig:
     def replace(self, **changes: Any) -> ChronoConfig:
         """A copy with some fields changed, checked like a new one."""
         return self.from_dict({**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, **changes})
+
+
+def check_grid(grid: Any) -> tuple[int, int]:
+    """`grid` as a tuple; ValueError unless it is two positive whole numbers."""
+    grid = tuple(grid) if isinstance(grid, list) else grid
+    if not _is_int_pair(grid, at_least=1):
+        raise _error("grid", grid, "two positive whole numbers (rows, columns)")
+    return grid
 
 
 def _error(name: str, value: Any, expected: str) -> ValueError:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Subset
 from ..backbone import ChronoBackbone
 from ..files import write_beside
 from ..ops.matching import bilinear_corners
+from ..pretrained import DINOV2_VITS
 from ..tracking import soft_argmax_track
 from .data import VALIDATION_SEED, Batch, SyntheticBatches
 from .losses import grid_cross_entropy, huber_loss, visibility_loss
@@ -135,7 +136,7 @@ def train(
     photographs = None if textures is None else load_textures(textures)
     saved = _load_checkpoint(out / "checkpoint.pt", plan, seed) if resume else None
     torch.manual_seed(seed)
-    trainee = Trainee(ChronoBackbone.from_pretrained(model) if plan.config is None else ChronoBackbone(plan.config))
+    trainee = Trainee(_start(model) if plan.config is None else ChronoBackbone(plan.config))
     if saved:
         trainee.load_state_dict(saved["model"])
     first_stage = saved["stage"] if saved else 0
@@ -253,6 +254,15 @@ class _StageRun:
         }
         with write_beside(self.out / "checkpoint.pt") as file:
             torch.save(state, file)
+
+
+def _start(model: str | None) -> ChronoBackbone:
+    assert model is not None
+    fresh = {"adapter_blocks": "all"} if model in DINOV2_VITS else {}
+    backbone = ChronoBackbone.from_pretrained(model, **fresh)
+    if not backbone.adapters:
+        raise ValueError(f"model={model!r} has no adapters to train; expected one with adapter_blocks other than 'none'")
+    return backbone
 
 
 def _resolve(recipe: Recipe | str, model: str | None, steps: int | None) -> Recipe:

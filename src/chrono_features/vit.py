@@ -1,0 +1,71 @@
+"""timm's ViTs, as they are walked block by block: which ones, and where their positions come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from .ops.matching import wide_dtype
+
+
+def create_vit(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> Any:
+    """A timm `VisionTransformer` or `Eva` at its pretrained image size, without what classification adds.
+
+    Raises:
+        ValueError: The model is of another class, or drops patches.
+    """
+    if kwargs.get("patch_drop_rate"):
+        raise ValueError(f"vit_kwargs={dict(kwargs)!r}; expected no patch_drop_rate: every patch needs a feature")
+    vit = timm.create_model(name, pretrained=pretrained, **{**kwargs, "num_classes": 0, "dynamic_img_size": True})
+    if type(vit) not in (VisionTransformer, Eva):
+        raise ValueError(f"vit={name!r} is a {type(vit).__name__}; expected timm's VisionTransformer or Eva")
+    vit.attn_pool = None
+    return vit
+
+
+def final_norm(vit: Any) -> nn.Module:
+    """The norm after the last block, which models with average pooling keep under another name."""
+    return vit.fc_norm if isinstance(vit.norm, nn.Identity) else vit.norm
+
+
+def position_table(vit: Any, grid: tuple[int, int], resize: str) -> Tensor | None:
+    """The absolute position table resampled to `grid`, (1, tokens, C), or None.
+
+    Args:
+        vit: The ViT.
+        grid: Tokens per frame.
+        resize: "dinov2" (DINOv2's own rule) or "timm". The native table is left alone.
+    """
+    if vit.pos_embed is None:
+        return None
+    native = tuple(vit.patch_embed.grid_size)
+    if grid == native:
+        return vit.pos_embed
+    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    wide = vit.pos_embed[:, prefix:].to(wide_dtype(vit.pos_embed.dtype))
+    table = rearrange(wide, "n (h w) c -> n c h w", h=native[0])
+    if resize == "dinov2" and vit.reg_token is None:
+        # DINOv2 without registers: not antialiased, and scaled by a factor a tenth of a cell too large.
+        scale = [(size + 0.1) / old for size, old in zip(grid, native, strict=True)]
+        table = F.interpolate(table, scale_factor=scale, mode="bicubic")
+    else:
+        table = F.interpolate(table, grid, mode="bicubic", antialias=True)
+    table = rearrange(table, "n c h w -> n (h w) c").to(vit.pos_embed.dtype)
+    return torch.cat([vit.pos_embed[:, :prefix], table], dim=1)
+
+
+def rotary_tables(vit: Any, grid: tuple[int, int]) -> list[dict[str, Tensor]]:
+    """Each block's keyword arguments: its rotary position table, where the ViT has one."""
+    rope = getattr(vit, "rope", None)
+    if rope is None:
+        return [{} for _ in vit.blocks]
+    tables = rope.get_embed(shape=grid)
+    return [{"rope": tables[i] if vit.rope_mixed else tables} for i in range(len(vit.blocks))]

@@ -1,0 +1,99 @@
+"""The names and signatures that users rely on."""
+
+import dataclasses
+import importlib.metadata
+import inspect
+from pathlib import Path
+
+import torch
+
+import chrono_features
+from chrono_features import ChronoBackbone, ChronoConfig, Tracks, grid_queries, soft_argmax_track
+from chrono_features.pretrained import NAMES, load_authors_checkpoint
+
+
+def names(function):
+    return list(inspect.signature(function).parameters)
+
+
+def test_public_names():
+    expected = {
+        "ChronoBackbone",
+        "ChronoConfig",
+        "TemporalAdapter",
+        "Tracks",
+        "VisibilityHead",
+        "grid_queries",
+        "soft_argmax_track",
+    }
+    assert set(chrono_features.__all__) == expected
+    assert all(inspect.getdoc(getattr(chrono_features, name)) for name in expected)
+
+
+def test_version_and_types():
+    assert chrono_features.__version__ == importlib.metadata.version("chrono-features")
+    assert (Path(chrono_features.__file__).parent / "py.typed").exists()
+
+
+def test_signatures():
+    parameters = inspect.signature(soft_argmax_track).parameters
+    assert list(parameters) == [
+        "features",
+        "queries",
+        "image_size",
+        "query_features",
+        "temperature",
+        "radius",
+        "visibility_head",
+        "correlation_dtype",
+        "memory_budget",
+    ]
+    keyword_only = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert keyword_only == list(parameters)[3:]
+    assert parameters["temperature"].default == 20.0 and parameters["radius"].default == 5.0
+    assert parameters["correlation_dtype"].default is torch.float32
+    assert names(grid_queries) == ["size", "image_size", "t"]
+    assert names(ChronoBackbone.__init__)[1:] == ["config", "pretrained_vit"]
+    assert names(ChronoBackbone.forward)[1:] == ["video", "grid"]
+    assert names(load_authors_checkpoint) == ["path", "num_heads", "grid"]
+    assert [f.name for f in dataclasses.fields(Tracks)] == ["xy", "similarity", "visible", "logits"]
+
+
+def test_defaults_of_the_configuration():
+    assert ChronoConfig().to_dict() == {
+        "vit": "vit_small_patch14_dinov2.lvd142m",
+        "vit_kwargs": {},
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "pos_embed_resize": "timm",
+        "grid": [64, 64],
+        "input_size": None,
+        "antialias": True,
+        "adapter_blocks": "all",
+        "adapter_channels": 128,
+        "adapter_heads": 4,
+        "adapter_stride": 4,
+        "window": [6, 6],
+        "mixer": "attention",
+        "norm": "clip",
+        "stem": "patch",
+        "neck": None,
+        "out_channels": None,
+        "freeze_vit": True,
+        "temperature": 20.0,
+        "radius": 5.0,
+    }
+
+
+def test_model_names():
+    assert set(NAMES) == {"chrono-tiny", "chrono-vits14", "chrono-vitb14", "dinov2-vits14", "dinov2-vitb14"}
+
+
+def test_the_interface_in_five_lines(small_config):
+    model = ChronoBackbone(small_config())
+    video, queries = torch.rand(2, 3, 3, 40, 50), grid_queries(2, (40, 50), t=1).expand(2, -1, -1)
+    features = model(video)
+    tracks = soft_argmax_track(features, queries, image_size=(40, 50))
+    assert features.shape == (2, 3, 16, 8, 8)
+    assert tracks.xy.shape == (2, 4, 3, 2) and tracks.similarity.shape == (2, 4, 3) and tracks.visible is None
+    assert model.track(video, queries).visible.shape == (2, 4, 3)

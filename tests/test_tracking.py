@@ -1,0 +1,253 @@
+import numpy as np
+import pytest
+import torch
+
+from chrono_features import Tracks, VisibilityHead, grid_queries, soft_argmax_track
+from chrono_features.tracking import visible_from_logits
+
+FIELDS = ("xy", "similarity", "visible", "logits")
+
+
+@pytest.fixture
+def tracks():
+    generator = torch.Generator().manual_seed(0)
+    xy, similarity, logits = (torch.randn(2, 5, 4, *n, generator=generator) for n in ((2,), (), (2,)))
+    return Tracks(xy, similarity, visible_from_logits(logits), logits)
+
+
+# --- Tracks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "index",
+    [0, -1, slice(1), (0, 3), (slice(None), slice(1, 4)), (0, 0, 2), (slice(None), [4, 0]), (1, slice(None), slice(2, None))],
+    ids=str,
+)
+def test_indexing_goes_over_all_fields_alike(tracks, index):
+    part = tracks[index]
+    for name in FIELDS:
+        assert torch.equal(getattr(part, name), getattr(tracks, name)[index])
+
+
+def test_indexing_with_masks(tracks):
+    visible = tracks[tracks.visible]
+    assert visible.xy.shape == (int(tracks.visible.sum()), 2) and visible.visible.all()
+    assert tracks[:, torch.tensor([True, False, False, True, False])].xy.shape == (2, 2, 4, 2)
+
+
+@pytest.mark.parametrize("index", [(0, 0, 0, 0), ..., (..., 0), None, (0, None), 2, (0, 5)])
+def test_indices_that_would_mean_something_else_in_each_field(tracks, index):
+    with pytest.raises(IndexError):
+        tracks[index]
+
+
+def test_iterates_over_clips(tracks):
+    assert [t.xy.shape for t in tracks] == [(5, 4, 2)] * 2
+
+
+def test_to_converts_numbers_and_keeps_the_mask(tracks):
+    moved = tracks.to("cpu", torch.float64)
+    assert moved.xy.dtype == moved.similarity.dtype == moved.logits.dtype == torch.float64
+    assert moved.visible.dtype == torch.bool and torch.equal(moved.visible, tracks.visible)
+    assert tracks.to("meta").xy.device.type == tracks.to("meta").visible.device.type == "meta"
+
+
+def test_without_a_head_there_is_no_visibility(tracks, tmp_path):
+    bare = Tracks(tracks.xy, tracks.similarity)
+    bare.save(tmp_path / "t.npz")
+    for other in (bare, bare[0], bare.to(torch.float64), Tracks.load(tmp_path / "t.npz")):
+        assert other.visible is None and other.logits is None
+
+
+def test_save_and_load(tracks, tmp_path):
+    path = tmp_path / "tracks.npz"
+    Tracks(tracks.xy.requires_grad_(), tracks.similarity, tracks.visible, tracks.logits).save(path)
+    loaded = Tracks.load(str(path))
+    for name in FIELDS:
+        assert torch.equal(getattr(loaded, name), getattr(tracks, name)), name
+    with np.load(path) as arrays:
+        assert set(arrays.files) == set(FIELDS) and arrays["visible"].dtype == bool
+    assert [p.name for p in tmp_path.iterdir()] == ["tracks.npz"]
+
+
+def test_an_interrupted_save_keeps_the_old_file(tracks, tmp_path, monkeypatch):
+    path = tmp_path / "tracks.npz"
+    tracks.save(path)
+
+    def fail(file, **arrays):
+        file.write(b"half a file")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez_compressed", fail)
+    with pytest.raises(KeyboardInterrupt):
+        tracks[:1].save(path)
+    assert Tracks.load(path).xy.shape == tracks.xy.shape
+    assert [p.name for p in tmp_path.iterdir()] == ["tracks.npz"]
+
+
+def test_files_that_hold_no_tracks(tracks, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Tracks.load(tmp_path / "missing.npz")
+    path = tmp_path / "t.npz"
+    np.savez(path, xy=np.zeros(3))
+    with pytest.raises(ValueError, match=r"t\.npz holds \['xy'\]; expected"):
+        Tracks.load(path)
+    np.savez(path, xy=np.zeros(3), similarity=np.zeros(3), extra=np.zeros(3))
+    with pytest.raises(ValueError, match="extra"):
+        Tracks.load(path)
+
+
+@pytest.mark.parametrize("contents", [b"no archive", b"", None], ids=["text", "empty", "truncated"])
+def test_broken_files_are_named(tracks, tmp_path, contents):
+    path = tmp_path / "t.npz"
+    tracks.save(path)
+    path.write_bytes(path.read_bytes()[:-200] if contents is None else contents)
+    with pytest.raises(ValueError, match=r"t\.npz"):
+        Tracks.load(path)
+
+
+def test_a_single_array_is_not_tracks(tmp_path):
+    np.save(tmp_path / "t.npy", np.zeros(3))
+    with pytest.raises(ValueError, match=r"t\.npy"):
+        Tracks.load(tmp_path / "t.npy")
+
+
+# --- VisibilityHead, grid_queries -------------------------------------------------------------------------------------
+
+
+def test_visibility_is_the_joint_probability():
+    logits = torch.tensor([[-9.0, -9.0], [9.0, -9.0], [-9.0, 9.0], [-0.87, -0.87], [-0.89, -0.89]])
+    assert visible_from_logits(logits).tolist() == [True, False, False, False, True]
+
+
+def test_a_new_head_calls_everything_visible():
+    assert visible_from_logits(VisibilityHead()(torch.rand(50, 3) * 2 - 1)).all()
+
+
+def test_the_head_sees_mean_maximum_and_minimum_and_does_not_train_features():
+    features = torch.nn.functional.normalize(torch.randn(1, 3, 4, 5, 6), dim=2).requires_grad_()
+    head = VisibilityHead()
+    torch.nn.init.normal_(head.linear.weight)
+    wanted = torch.randn(1, 2, 4)
+    tracks = soft_argmax_track(features, None, (5, 6), query_features=wanted, visibility_head=head)
+    maps = torch.einsum("bnc,btchw->bnthw", wanted, features).flatten(3)
+    statistics = torch.stack([maps.mean(-1), maps.amax(-1), maps.amin(-1)], dim=-1)
+    torch.testing.assert_close(tracks.logits, head(statistics), rtol=0, atol=1e-5)
+    assert torch.equal(tracks.visible, visible_from_logits(tracks.logits))
+    torch.testing.assert_close(tracks.similarity, statistics[..., 1], rtol=0, atol=1e-5)
+    assert tracks.logits.requires_grad
+    assert torch.autograd.grad(tracks.logits.sum(), features, allow_unused=True, retain_graph=True) == (None,)
+    assert torch.autograd.grad(tracks.logits.sum(), head.linear.weight)[0].abs().max() > 0
+
+
+def test_grid_queries_are_the_centres_of_tiles():
+    queries = grid_queries((2, 3), (20, 60), t=4)
+    assert queries.shape == (1, 6, 3) and queries.dtype == torch.float32
+    assert queries[0].tolist() == [[4, x, y] for y in (5, 15) for x in (10, 30, 50)]
+    assert torch.equal(grid_queries(3, (9, 9)), grid_queries((3, 3), (9, 9), t=0))
+
+
+@pytest.mark.parametrize(("size", "image_size", "t"), [(0, (9, 9), 0), ((2, 0), (9, 9), 0), (2, (0, 9), 0), (2, (9, 9), -1)])
+def test_bad_grids(size, image_size, t):
+    with pytest.raises(ValueError, match="expected"):
+        grid_queries(size, image_size, t)
+
+
+# --- Bad input of soft_argmax_track -----------------------------------------------------------------------------------
+
+FEATURES, QUERIES, SIZE = torch.zeros(2, 3, 4, 5, 6), torch.zeros(2, 1, 3), (10, 12)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (torch.zeros(3, 4, 5, 6), r"\(3, 4, 5, 6\); expected \(B, T, C, h, w\)"),
+        (torch.zeros(2, 0, 4, 5, 6), "none of them 0"),
+        (torch.zeros(0, 3, 4, 5, 6), "none of them 0"),
+        (torch.zeros(2, 3, 4, 5, 6, dtype=torch.int32), "int32; expected a floating type"),
+    ],
+)
+def test_bad_features(features, message):
+    with pytest.raises(ValueError, match=f"features of.*{message}"):
+        soft_argmax_track(features, QUERIES[: len(features)], SIZE)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ((3, 1, 1), "t from 0 to 2"),
+        ((-1, 1, 1), "t from 0 to 2"),
+        ((1.5, 1, 1), "whole frame index"),
+        ((0, 12.01, 1), "x from 0 to 12 and y from 0 to 10"),
+        ((0, -0.01, 1), "x from 0"),
+        ((0, 1, 10.01), "y from 0 to 10"),
+        ((0, 1, -0.01), "y from 0"),
+        ((0, float("nan"), 1), "finite"),
+        ((float("inf"), 1, 1), "finite"),
+    ],
+)
+def test_bad_queries_are_named(query, message):
+    queries = torch.zeros(2, 4, 3)
+    queries[1, 2] = torch.tensor(query)
+    with pytest.raises(ValueError, match=rf"queries\[1, 2\] = .*{message}"):
+        soft_argmax_track(FEATURES, queries, SIZE)
+
+
+@pytest.mark.parametrize(
+    "queries", [torch.zeros(1, 3), torch.zeros(2, 1, 2), torch.zeros(1, 1, 3), torch.zeros(2, 1, 3, dtype=torch.bool)]
+)
+def test_misshapen_queries(queries):
+    with pytest.raises(ValueError, match="queries of"):
+        soft_argmax_track(FEATURES, queries, SIZE)
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (12, 0), (0, 10), (12, 10)])
+def test_the_edges_of_the_frame_are_inside(corner):
+    queries = torch.tensor([[[2, *corner]]] * 2, dtype=torch.float32)
+    assert soft_argmax_track(FEATURES, queries, SIZE).xy[0, 0, 2].tolist() == list(corner)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float64])
+def test_queries_of_any_number_type(dtype):
+    xy = soft_argmax_track(FEATURES, torch.tensor([[[2, 3, 4]]] * 2, dtype=dtype), SIZE).xy
+    assert xy.dtype == torch.float32 and xy[0, 0, 2].tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("size", [None, 10, (10,), (10, 12, 3), (0, 12), (10, -1), (10, float("nan")), ("a", "b")])
+def test_bad_image_sizes(size):
+    with pytest.raises(ValueError, match=r"image_size=.*expected two positive numbers"):
+        soft_argmax_track(FEATURES, QUERIES, size)
+
+
+@pytest.mark.parametrize("option", ["temperature", "radius", "memory_budget"])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_bad_options(option, value):
+    with pytest.raises(ValueError, match=f"{option}="):
+        soft_argmax_track(FEATURES, QUERIES, SIZE, **{option: value})
+
+
+def test_exactly_one_kind_of_query():
+    with pytest.raises(ValueError, match="neither given"):
+        soft_argmax_track(FEATURES, None, SIZE)
+    with pytest.raises(ValueError, match="both given"):
+        soft_argmax_track(FEATURES, QUERIES, SIZE, query_features=torch.zeros(2, 1, 4))
+    for shape in ((2, 4), (2, 1, 5), (1, 1, 4)):
+        with pytest.raises(ValueError, match=r"query_features of shape.*C=4"):
+            soft_argmax_track(FEATURES, None, SIZE, query_features=torch.zeros(shape))
+
+
+@pytest.mark.parametrize("query_features", [None, torch.zeros(2, 0, 4)])
+def test_no_queries_give_an_empty_result(query_features):
+    queries = torch.zeros(2, 0, 3) if query_features is None else None
+    features = FEATURES.clone().requires_grad_()
+    tracks = soft_argmax_track(features, queries, SIZE, query_features=query_features, visibility_head=VisibilityHead())
+    assert [getattr(tracks, f).shape for f in FIELDS] == [(2, 0, 3, 2), (2, 0, 3), (2, 0, 3), (2, 0, 3, 2)]
+    tracks.xy.sum().backward()
+    assert not features.grad.any()
+
+
+def test_inputs_are_not_changed():
+    features, queries = torch.randn(1, 3, 4, 5, 6), torch.tensor([[[1.0, 2.0, 3.0]]])
+    before = features.clone(), queries.clone()
+    soft_argmax_track(features, queries, SIZE)
+    assert torch.equal(features, before[0]) and torch.equal(queries, before[1])
