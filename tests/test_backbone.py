@@ -491,7 +491,9 @@ def test_bad_grids(idle_model, clip, grid):
         idle_model(clip(), grid=grid)
 
 
-@pytest.mark.parametrize("query", [(3, 1, 1), (-1, 1, 1), (0.5, 1, 1), (0, 32.1, 1), (0, 1, -0.1), (0, float("nan"), 1)])
+@pytest.mark.parametrize(
+    "query", [(3, 1, 1), (-1, 1, 1), (0.5, 1, 1), (0, 32.1, 1), (0, 1, -0.1), (0, float("nan"), 1)]
+)
 def test_bad_queries_are_refused_before_any_work(idle_model, clip, query):
     with pytest.raises(ValueError, match=r"queries\[0, 0\]"):
         idle_model.track(clip(), torch.tensor([[query]]))

@@ -54,7 +54,9 @@ def draw(seed, batch=None, count=None, frames=None, size=None):
 
 
 def grads(tracks_or_pair, inputs, seed=0):
-    xy, similarity = tracks_or_pair if isinstance(tracks_or_pair, tuple) else (tracks_or_pair.xy, tracks_or_pair.similarity)
+    xy, similarity = (
+        tracks_or_pair if isinstance(tracks_or_pair, tuple) else (tracks_or_pair.xy, tracks_or_pair.similarity)
+    )
     generator = torch.Generator().manual_seed(seed)
     total = sum((v * torch.randn(v.shape, generator=generator, dtype=torch.float64)).sum() for v in (xy, similarity))
     return torch.autograd.grad(total, inputs)
@@ -194,7 +196,10 @@ def test_corners_weigh_one_in_total_and_stay_inside():
     cells = torch.rand(200, 2, dtype=torch.float64) * torch.tensor([7.0, 5.0])
     corners = list(bilinear_corners(cells, 5, 7))
     close(sum(weight for *_, weight in corners), torch.ones(200, 1, dtype=torch.float64), 1e-12)
-    assert all((0 <= row).all() and (row < 5).all() and (0 <= column).all() and (column < 7).all() for row, column, _ in corners)
+    assert all(
+        (0 <= row).all() and (row < 5).all() and (0 <= column).all() and (column < 7).all()
+        for row, column, _ in corners
+    )
 
 
 # --- Precision --------------------------------------------------------------------------------------------------------

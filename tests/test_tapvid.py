@@ -75,7 +75,11 @@ def test_which_frames_count(mode, scored):
     """One point, query frame 2: an error in a frame shows if, and only if, that frame counts."""
     for frame in range(5):
         arguments = random_case(mode, points=1, frames=5)
-        arguments |= {"query_frames": np.array([2]), "true_occluded": np.zeros((1, 5), bool), "occluded": np.zeros((1, 5), bool)}
+        arguments |= {
+            "query_frames": np.array([2]),
+            "true_occluded": np.zeros((1, 5), bool),
+            "occluded": np.zeros((1, 5), bool),
+        }
         arguments["xy"] = arguments["true_xy"].copy()
         arguments["xy"][0, frame] += 100
         assert (tapvid_metrics(**arguments)["pts_within_16"] < 1) == (frame in scored)

@@ -3,16 +3,21 @@ import pytest
 import torch
 
 from chrono_features import Tracks, VisibilityHead, grid_queries, soft_argmax_track
-from chrono_features.tracking import visible_from_logits
 
 FIELDS = ("xy", "similarity", "visible", "logits")
+
+
+def is_visible(logits):
+    """The rule of the paper: (1 - sigmoid(a)) (1 - sigmoid(b)) of at least one half."""
+    a, b = logits.unbind(-1)
+    return (1 / (1 + a.exp())) * (1 / (1 + b.exp())) >= 0.5
 
 
 @pytest.fixture
 def tracks():
     generator = torch.Generator().manual_seed(0)
     xy, similarity, logits = (torch.randn(2, 5, 4, *n, generator=generator) for n in ((2,), (), (2,)))
-    return Tracks(xy, similarity, visible_from_logits(logits), logits)
+    return Tracks(xy, similarity, is_visible(logits), logits)
 
 
 # --- Tracks -----------------------------------------------------------------------------------------------------------
@@ -20,7 +25,16 @@ def tracks():
 
 @pytest.mark.parametrize(
     "index",
-    [0, -1, slice(1), (0, 3), (slice(None), slice(1, 4)), (0, 0, 2), (slice(None), [4, 0]), (1, slice(None), slice(2, None))],
+    [
+        0,
+        -1,
+        slice(1),
+        (0, 3),
+        (slice(None), slice(1, 4)),
+        (0, 0, 2),
+        (slice(None), [4, 0]),
+        (1, slice(None), slice(2, None)),
+    ],
     ids=str,
 )
 def test_indexing_goes_over_all_fields_alike(tracks, index):
@@ -115,13 +129,26 @@ def test_a_single_array_is_not_tracks(tmp_path):
 # --- VisibilityHead, grid_queries -------------------------------------------------------------------------------------
 
 
-def test_visibility_is_the_joint_probability():
-    logits = torch.tensor([[-9.0, -9.0], [9.0, -9.0], [-9.0, 9.0], [-0.87, -0.87], [-0.89, -0.89]])
-    assert visible_from_logits(logits).tolist() == [True, False, False, False, True]
+class Constant(torch.nn.Module):
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, statistics):
+        return self.logits.expand(*statistics.shape[:-1], 2)
+
+
+@pytest.mark.parametrize(
+    ("logits", "visible"),
+    [((-9.0, -9.0), True), ((9.0, -9.0), False), ((-9.0, 9.0), False), ((-0.87, -0.87), False), ((-0.89, -0.89), True)],
+)
+def test_visibility_is_the_joint_probability(logits, visible):
+    tracks = soft_argmax_track(FEATURES, QUERIES, SIZE, visibility_head=Constant(logits))
+    assert tracks.visible.dtype == torch.bool and (tracks.visible == visible).all()
 
 
 def test_a_new_head_calls_everything_visible():
-    assert visible_from_logits(VisibilityHead()(torch.rand(50, 3) * 2 - 1)).all()
+    assert is_visible(VisibilityHead()(torch.rand(50, 3) * 2 - 1)).all()
 
 
 def test_the_head_sees_mean_maximum_and_minimum_and_does_not_train_features():
@@ -133,7 +160,7 @@ def test_the_head_sees_mean_maximum_and_minimum_and_does_not_train_features():
     maps = torch.einsum("bnc,btchw->bnthw", wanted, features).flatten(3)
     statistics = torch.stack([maps.mean(-1), maps.amax(-1), maps.amin(-1)], dim=-1)
     torch.testing.assert_close(tracks.logits, head(statistics), rtol=0, atol=1e-5)
-    assert torch.equal(tracks.visible, visible_from_logits(tracks.logits))
+    assert torch.equal(tracks.visible, is_visible(tracks.logits))
     torch.testing.assert_close(tracks.similarity, statistics[..., 1], rtol=0, atol=1e-5)
     assert tracks.logits.requires_grad
     assert torch.autograd.grad(tracks.logits.sum(), features, allow_unused=True, retain_graph=True) == (None,)
@@ -147,7 +174,9 @@ def test_grid_queries_are_the_centres_of_tiles():
     assert torch.equal(grid_queries(3, (9, 9)), grid_queries((3, 3), (9, 9), t=0))
 
 
-@pytest.mark.parametrize(("size", "image_size", "t"), [(0, (9, 9), 0), ((2, 0), (9, 9), 0), (2, (0, 9), 0), (2, (9, 9), -1)])
+@pytest.mark.parametrize(
+    ("size", "image_size", "t"), [(0, (9, 9), 0), ((2, 0), (9, 9), 0), (2, (0, 9), 0), (2, (9, 9), -1)]
+)
 def test_bad_grids(size, image_size, t):
     with pytest.raises(ValueError, match="expected"):
         grid_queries(size, image_size, t)

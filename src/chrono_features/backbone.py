@@ -181,7 +181,9 @@ class ChronoBackbone(
     def _prepare(self, frames: Tensor, grid: tuple[int, int]) -> Tensor:
         """Frames (N, 3, H, W) resized to patch size x grid, normalised, in the model's type."""
         sizes = [self.config.input_size, (self.patch_size[0] * grid[0], self.patch_size[1] * grid[1])]
-        mean, std = (torch.tensor(v, device=frames.device).view(1, 3, 1, 1) for v in (self.config.mean, self.config.std))
+        mean, std = (
+            torch.tensor(v, device=frames.device).view(1, 3, 1, 1) for v in (self.config.mean, self.config.std)
+        )
         prepared = []
         for chunk in frames.split(PREPARED_TOGETHER):
             chunk = chunk.to(wide_dtype(chunk.dtype, self.dtype))

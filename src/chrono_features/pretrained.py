@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .backbone import ChronoBackbone
-from .config import ChronoConfig
+from .config import ChronoConfig, check_grid
 from .files import folder_beside
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -59,7 +59,11 @@ def load(
         ValueError: Unknown name or config key, or weights that do not fit; the message names the keys.
         OSError: Weights are missing and cannot be fetched; the message says how to supply them.
     """
-    hub = {"cache_dir": cache_dir, "force_download": force_download, "local_files_only": local_files_only}
+    hub: dict[str, Any] = {
+        "cache_dir": cache_dir,
+        "force_download": force_download,
+        "local_files_only": local_files_only,
+    }
     name = os.fspath(name)
     if name == "chrono-tiny":
         return _load_folder(BUNDLED, config_overrides)
@@ -326,7 +330,7 @@ def _authors_config(state: Mapping[str, Tensor], num_heads: int | None, grid: tu
             **({} if registers is None else {"reg_tokens": registers.shape[1]}),
         },
         pos_embed_resize="dinov2",
-        grid=tuple(grid),
+        grid=check_grid(grid),
         input_size=(256, 256),
         antialias=False,
         adapter_blocks="all" if adapters == list(range(depth - 1)) else tuple(adapters),

@@ -35,7 +35,8 @@ class Tracks:
 
     def _map(self, function: Any) -> Tracks:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Tracks(**{name: None if v is None else function(v) for name, v in values.items()})
+        mapped: dict[str, Any] = {name: None if v is None else function(v) for name, v in values.items()}
+        return Tracks(**mapped)
 
     def __getitem__(self, index: Any) -> Tracks:
         used = index if isinstance(index, tuple) else (index,)
@@ -93,14 +94,6 @@ class VisibilityHead(nn.Module):
         return self.linear(statistics.to(self.linear.weight.dtype))
 
 
-def visible_from_logits(
-    logits: Tensor,  # (..., 2)
-) -> Tensor:
-    """(...) bool: neither occluded nor far, with a joint probability of at least one half."""
-    clear = 1 - torch.sigmoid(logits)
-    return clear[..., 0] * clear[..., 1] >= 0.5
-
-
 def soft_argmax_track(
     features: Tensor,  # (B, T, C, h, w)
     queries: Tensor | None = None,  # (B, N, 3) (t, x, y)
@@ -144,15 +137,15 @@ def soft_argmax_track(
     for name, value in (("temperature", temperature), ("radius", radius), ("memory_budget", memory_budget)):
         if not value > 0:
             raise ValueError(f"{name}={value!r}; expected a number above 0")
-    if (queries is None) == (query_features is None):
-        given = "both" if queries is not None else "neither"
-        raise ValueError(f"queries and query_features: {given} given; expected exactly one")
     batch, frames, channels, rows, columns = features.shape
     scale = torch.tensor([width / columns, height / rows], dtype=torch.float64)
     query_frames = query_cells = None
-    if queries is not None:
+    if queries is not None and query_features is None:
         queries = check_queries(queries, batch, frames, (height, width)).to(features.device)
         query_frames, query_cells = queries[..., 0].long(), queries[..., 1:] / scale.to(queries)
+    elif query_features is None or queries is not None:
+        given = "neither" if queries is None else "both"
+        raise ValueError(f"queries and query_features: {given} given; expected exactly one")
     elif query_features.ndim != 3 or query_features.shape[::2] != (batch, channels):
         got = tuple(query_features.shape)
         raise ValueError(f"query_features of shape {got}; expected (B, N, C) with B={batch}, C={channels}")
@@ -161,14 +154,14 @@ def soft_argmax_track(
         features, query_features, query_frames, query_cells, temperature, radius, correlation_dtype, memory_budget
     )
     xy = found.cells * scale.to(found.cells)
-    if queries is not None:
+    if queries is not None and query_frames is not None:
         own_frame = torch.arange(frames, device=features.device) == query_frames[..., None]
         xy = torch.where(own_frame[..., None], queries[..., None, 1:].to(xy.dtype), xy)
     logits = visible = None
     if visibility_head is not None:
         # The paper's head does not train the features: what it sees is detached.
         logits = visibility_head(torch.stack([found.mean, found.maximum, found.minimum], dim=-1).detach())
-        visible = visible_from_logits(logits)
+        visible = (1 - torch.sigmoid(logits)).prod(dim=-1) >= 0.5  # neither occluded nor far
     return Tracks(xy, found.maximum, visible, logits)
 
 

@@ -24,7 +24,7 @@ def create_vit(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> Any:
     """
     if kwargs.get("patch_drop_rate"):
         raise ValueError(f"vit_kwargs={dict(kwargs)!r}; expected no patch_drop_rate: every patch needs a feature")
-    vit = timm.create_model(name, pretrained=pretrained, **{**kwargs, "num_classes": 0, "dynamic_img_size": True})
+    vit: Any = timm.create_model(name, pretrained=pretrained, **{**kwargs, "num_classes": 0, "dynamic_img_size": True})
     if type(vit) not in (VisionTransformer, Eva):
         raise ValueError(f"vit={name!r} is a {type(vit).__name__}; expected timm's VisionTransformer or Eva")
     vit.attn_pool = None

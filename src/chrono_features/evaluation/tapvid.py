@@ -64,7 +64,7 @@ def first_queries(
     usable: NDArray[Any],  # (N, T) bool: visible, and known
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Queries (M, 3) as (t, x, y) at the first usable frame, and which tracks have one, (N,) bool."""
-    kept = usable.any(axis=1)
+    kept = np.asarray(usable.any(axis=1))
     frame = usable.argmax(axis=1)
     queries = np.concatenate([frame[:, None], xy[np.arange(len(xy)), frame]], axis=1)
     return queries[kept].astype(np.float32), kept

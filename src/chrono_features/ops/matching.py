@@ -102,6 +102,7 @@ class _Match(torch.autograd.Function):
         batch, frames, _, height, width = features.shape
         wide = wide_dtype(features.dtype, correlation_dtype)
         if query_features is None:
+            assert query_frames is not None and query_cells is not None
             queries = torch.stack([_sample(features[b], query_frames[b], query_cells[b], wide) for b in range(batch)])
         else:
             queries = query_features.to(wide)
@@ -140,7 +141,7 @@ class _Match(torch.autograd.Function):
             along = (disc.positions - disc.expected[..., None, :]) * grad_cells[b, n, t].transpose(0, 1)[..., None, :]
             # The gradient of a map is zero but for its disc and its best cell. It takes the map's own memory.
             grad_maps = maps.zero_() if maps.dtype == wide else torch.zeros_like(maps, dtype=wide)
-            grad_maps.scatter_add_(-1, disc.index, temperature * disc.weights * along.sum(-1))
+            grad_maps.scatter_add_(-1, disc.flat, temperature * disc.weights * along.sum(-1))
             grad_maps.scatter_add_(-1, index[..., None], grad_maximum[b, n, t].T[..., None].to(wide))
             chunk = features[b, t].flatten(2).to(wide)
             grad_queries[b, n] += torch.bmm(grad_maps, chunk.transpose(1, 2)).sum(0)
@@ -162,7 +163,7 @@ class _Match(torch.autograd.Function):
 class _Disc(NamedTuple):
     """The cells around the best one that take part in a position."""
 
-    index: Tensor  # (t, n, K) into the flattened map; out-of-grid cells point at the nearest one and weigh 0
+    flat: Tensor  # (t, n, K) indices into the flattened map; out-of-grid cells point at the nearest one and weigh 0
     positions: Tensor  # (t, n, K, 2) (x, y) of the cells' centres
     weights: Tensor  # (t, n, K) softmax
     expected: Tensor  # (t, n, 2)

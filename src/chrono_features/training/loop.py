@@ -133,7 +133,7 @@ def train(
     if accelerator.device.type == "cpu":
         torch.set_flush_denormal(True)  # zero-initialised layers make denormals, which slow Adam tenfold
     out.mkdir(parents=True, exist_ok=True)
-    photographs = None if textures is None else load_textures(textures)
+    photographs = None if textures is None else load_textures(Path(textures))
     saved = _load_checkpoint(out / "checkpoint.pt", plan, seed) if resume else None
     torch.manual_seed(seed)
     trainee = Trainee(_start(model) if plan.config is None else ChronoBackbone(plan.config))
@@ -261,7 +261,9 @@ def _start(model: str | None) -> ChronoBackbone:
     fresh = {"adapter_blocks": "all"} if model in DINOV2_VITS else {}
     backbone = ChronoBackbone.from_pretrained(model, **fresh)
     if not backbone.adapters:
-        raise ValueError(f"model={model!r} has no adapters to train; expected one with adapter_blocks other than 'none'")
+        raise ValueError(
+            f"model={model!r} has no adapters to train; expected one with adapter_blocks other than 'none'"
+        )
     return backbone
 
 
@@ -294,7 +296,7 @@ def _identity(plan: Recipe, seed: int) -> str:
     return json.dumps({"stages": [dataclasses.asdict(s) for s in plan.stages], "config": config, "seed": seed})
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
     return batch
 
 

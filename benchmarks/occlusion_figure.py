@@ -1,0 +1,61 @@
+"""The README's picture: `python -m benchmarks.occlusion_figure`, on the clip that comes with the package.
+
+One query's similarity map in several frames: features of single frames above, the same network with its temporal
+adapters below. Each row circles what its features find; both rows share one scale.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib import resources
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from chrono_features import ChronoBackbone, soft_argmax_track
+from chrono_features.video import read_video
+from chrono_features.viz import similarity_figure
+
+
+def similarity_maps(features: Tensor, query: Tensor, size: tuple[int, int]) -> Tensor:  # (1, T, C, h, w) -> (T, h, w)
+    t, x, y = query.tolist()
+    where = features.new_tensor([2 * x / size[1] - 1, 2 * y / size[0] - 1]).view(1, 1, 1, 2)
+    sampled = F.grid_sample(features[:, int(t)], where, align_corners=False, padding_mode="border")
+    return (features[0] * sampled[0, None]).sum(dim=1)
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    bundled = resources.files("chrono_features") / "assets" / "bunny.mp4"
+    parser.add_argument("--video", type=Path, default=Path(str(bundled)))
+    parser.add_argument("--model", default="chrono-tiny")
+    parser.add_argument("--query", type=float, nargs=3, default=(0, 240, 135), metavar=("T", "X", "Y"))
+    parser.add_argument("--frames", type=int, nargs="+", default=(0, 8, 16, 24, 32))
+    parser.add_argument("--out", type=Path, default=Path("docs/images/occlusion.png"))
+    args = parser.parse_args()
+
+    video = read_video(args.video).frames
+    size, query, frames = (video.shape[-2], video.shape[-1]), torch.tensor(args.query), list(args.frames)
+    model = ChronoBackbone.from_pretrained(args.model)
+    rows: dict[str, Tensor | None] = {"video": None}
+    points = {"video": torch.full((len(frames), 2), torch.nan)}
+    points["video"][0] = query[1:]
+    kinds = {"features of single frames": model.vit_features, "with temporal adapters": model}
+    for label, compute in kinds.items():
+        features = compute(video[None])
+        tracks = soft_argmax_track(
+            features, query[None, None], size, temperature=model.config.temperature, radius=model.config.radius
+        )
+        rows[label] = similarity_maps(features, query, size)[frames]
+        points[label] = tracks.xy[0, 0, frames]
+    titles = [f"frame {frame}" for frame in frames]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(similarity_figure(video[frames], rows, points, titles, limits=(0.2, 1.0))).save(args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate")
+
+from chrono_features import ChronoBackbone, ChronoConfig, grid_queries
+from chrono_features.training import RECIPES, Recipe, Stage, loop, train
+from chrono_features.training.augment import augment_colour
+from chrono_features.training.data import VALIDATION_SEED, SyntheticBatches, draw_queries
+from chrono_features.training.losses import grid_cross_entropy, huber_loss, visibility_loss
+
+# --- Losses -----------------------------------------------------------------------------------------------------------
+
+
+def test_huber_loss_by_hand():
+    target = torch.zeros(4, 2)
+    xy = torch.tensor([[0.0, 0.0], [3.0, 0.0], [6.0, 8.0], [100.0, 0.0]])  # 0, 3, 10 and 100 pixels away
+    visible = torch.tensor([True, True, True, False])
+    expected = (0 + 3**2 / 2 + 4 * (10 - 2) + 0) / 4
+    assert huber_loss(xy, target, visible).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_huber_loss_has_a_slope_everywhere():
+    xy = torch.tensor([[0.0, 0.0], [4.0, 0.0], [30.0, 40.0]], requires_grad=True)
+    huber_loss(xy, torch.zeros(3, 2), torch.ones(3, dtype=torch.bool)).backward()
+    torch.testing.assert_close(xy.grad * 3, torch.tensor([[0.0, 0.0], [4.0, 0.0], [2.4, 3.2]]), rtol=1e-4, atol=1e-5)
+
+
+def test_visibility_loss_by_hand():
+    logits = torch.tensor([[1.0, -2.0], [0.5, 3.0], [-1.0, 0.0]], requires_grad=True)
+    xy = torch.tensor([[7.0, 0.0], [5.0, 0.0], [90.0, 0.0]], requires_grad=True)  # far, near, far
+    visible = torch.tensor([True, True, False])
+
+    def entropy(logit, truth):
+        return -math.log(1 / (1 + math.exp(-logit if truth else logit)))
+
+    occluded = (entropy(1.0, False) + entropy(0.5, False) + entropy(-1.0, True)) / 3
+    far = (entropy(-2.0, True) + entropy(3.0, False)) / 3  # the hidden point's distance does not count
+    loss = visibility_loss(logits, xy, torch.zeros(3, 2), visible)
+    assert loss.item() == pytest.approx(occluded + far, rel=1e-6)
+    assert torch.autograd.grad(loss, xy, allow_unused=True) == (None,)
+
+
+def test_grid_cross_entropy_by_hand():
+    similarity = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    cells = torch.tensor([[2.25, 1.5], [0.0, 3.7], [4.0, 4.0]])  # between two cells; beyond the outer centres; unscored
+    scored = torch.tensor([True, True, False])
+    log_p = [(7.0 * s).flatten().log_softmax(0).view(4, 5) for s in similarity]
+    first = -(0.25 * log_p[0][1, 1] + 0.75 * log_p[0][1, 2])
+    second = -log_p[1][3, 0]
+    loss = grid_cross_entropy(similarity, cells, scored, torch.tensor(7.0))
+    assert loss.item() == pytest.approx(((first + second) / 2).item(), rel=1e-5)
+
+
+def test_grid_cross_entropy_of_nothing_is_zero_and_trains_the_temperature():
+    similarity, cells = torch.randn(2, 3, 3, requires_grad=True), torch.ones(2, 2)
+    temperature = torch.tensor(5.0, requires_grad=True)
+    empty = grid_cross_entropy(similarity, cells, torch.zeros(2, dtype=torch.bool), temperature)
+    assert empty.item() == 0
+    grid_cross_entropy(similarity, cells, torch.ones(2, dtype=torch.bool), temperature).backward()
+    assert temperature.grad != 0 and similarity.grad.abs().max() > 0
+
+
+# --- Data -------------------------------------------------------------------------------------------------------------
+
+
+def test_queries_are_drawn_from_visible_frames():
+    generator = torch.Generator().manual_seed(0)
+    tracks = torch.rand(200, 7, 2, generator=generator)
+    visible = torch.rand(200, 7, generator=generator) < 0.4
+    visible[torch.arange(200), torch.randint(7, (200,), generator=generator)] = True
+    queries = draw_queries(tracks, visible, generator)
+    frame, rows = queries[:, 0].long(), torch.arange(200)
+    assert visible[rows, frame].all()
+    assert torch.equal(queries[:, 1:], tracks[rows, frame])
+    assert len(frame.unique()) == 7
+
+
+def test_augmentation_is_the_same_for_all_frames_and_by_seed():
+    frame = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    video = frame.expand(4, -1, -1, -1).clone()
+    results = [augment_colour(video, torch.Generator().manual_seed(seed)) for seed in range(20)]
+    for seed, result in enumerate(results):
+        assert result.min() >= 0 and result.max() <= 1
+        torch.testing.assert_close(result, result[:1].expand_as(result), rtol=0, atol=1e-5)
+        assert torch.equal(result, augment_colour(video, torch.Generator().manual_seed(seed)))
+    changed = [not torch.allclose(r, video, atol=1e-5) for r in results]
+    grey = [torch.allclose(r[:, 0], r[:, 1], atol=1e-5) for r in results]
+    assert 10 <= sum(changed) and 0 < sum(grey) < 12
+    assert torch.equal(augment_colour(video, torch.Generator(), jitter=0, grey=0), video)
+
+
+STAGE = Stage("pairs", 12, 2, (1, 2), (32, 32), (8, 8), 2, 16, 3e-3, scene="raycast", adapters=False)
+
+
+def test_a_step_decides_its_batch():
+    data = SyntheticBatches(STAGE, None, seed=1)
+    first, again, other = data[3], SyntheticBatches(STAGE, None, seed=1)[3], data[4]
+    assert torch.equal(first.video, again.video) and torch.equal(first.queries, again.queries)
+    assert not torch.equal(first.video, other.video)
+    assert first.video.shape == (2, 2, 3, 32, 32) and first.queries.shape == (2, 16, 3)
+    assert first.tracks.shape == (2, 16, 2, 2) and first.visible.shape == (2, 16, 2)
+    seen = first.visible.gather(2, first.queries[..., :1].long())[..., 0]
+    assert seen.all()
+
+
+def test_processes_and_seeds_see_clips_of_their_own():
+    def clips(seed, rank, world):
+        data = SyntheticBatches(STAGE, None, seed, rank, world)
+        return [data.first + step * data.per_step + i for step in range(STAGE.steps) for i in range(STAGE.batch)]
+
+    two = clips(0, 0, 2) + clips(0, 1, 2)
+    assert len(set(two)) == len(two) == 48
+    assert not set(clips(0, 0, 1)) & set(clips(1, 0, 1))
+    assert max(clips(1000, 7, 8)) < VALIDATION_SEED
+
+
+# --- The loop ---------------------------------------------------------------------------------------------------------
+
+CONFIG = ChronoConfig(
+    vit="vit_tiny_patch16_224",
+    vit_kwargs={"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "class_token": False,
+                "global_pool": "", "pos_embed": "none"},
+    grid=(8, 8), stem="conv", norm="token", adapter_channels=8, adapter_heads=2, freeze_vit=False, radius=3.0,
+)  # fmt: skip
+CLIPS = dataclasses.replace(STAGE, name="clips", steps=6, frames=3, adapters=True)
+RECIPE = Recipe("test", (STAGE, CLIPS), CONFIG)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Frequent checkpoints, a short validation, and a process left as it was."""
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 4)
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop, "VALIDATION_STEPS", 1)
+    yield
+    torch.set_flush_denormal(False)
+
+
+def run(out, recipe=RECIPE, **options):
+    return train(recipe, out, workers=0, mixed_precision="no", **options)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    return run(out), out
+
+
+def same(model, other):
+    ours, theirs = model.state_dict(), other.state_dict()
+    return all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_a_run_saves_each_stage(uninterrupted):
+    model, out = uninterrupted
+    assert not model.training
+    assert same(ChronoBackbone.from_pretrained(out / "clips"), model)
+    pairs = ChronoBackbone.from_pretrained(out / "pairs")
+    assert not pairs.adapters["0"].conv_out.weight.any() and model.adapters["0"].conv_out.weight.any()
+    assert model.config.temperature != 20.0
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [(x["stage"], x["step"]) for x in lines if "total" in x] == [("pairs", i + 1) for i in range(12)] + [
+        ("clips", i + 1) for i in range(6)
+    ]
+    assert sum("validation_delta" in line for line in lines) == 2
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("steps_alive", [3, 6, 15])
+def test_a_killed_run_goes_on_to_the_same_weights(uninterrupted, tmp_path, monkeypatch, steps_alive):
+    """Killed before the first checkpoint, between two, and in the second stage."""
+    step, count = loop._StageRun._step, []
+
+    def mortal(self, batch):
+        count.append(1)
+        if len(count) > steps_alive:
+            raise Killed
+        return step(self, batch)
+
+    monkeypatch.setattr(loop._StageRun, "_step", mortal)
+    with pytest.raises(Killed):
+        run(tmp_path)
+    monkeypatch.setattr(loop._StageRun, "_step", step)
+    assert same(run(tmp_path), uninterrupted[0])
+
+
+def test_a_finished_run_does_not_train_again(uninterrupted, monkeypatch):
+    model, out = uninterrupted
+    monkeypatch.setattr(loop._StageRun, "_step", None)
+    assert same(run(out), model)
+
+
+def test_the_checkpoint_of_another_run_is_refused(uninterrupted):
+    _, out = uninterrupted
+    before = (out / "checkpoint.pt").read_bytes()
+    for options in ({"seed": 1}, {"steps": 3}, {"recipe": dataclasses.replace(RECIPE, config=CONFIG.replace(radius=4.0))}):
+        with pytest.raises(ValueError, match=r"checkpoint\.pt belongs to another.*resume=False"):
+            run(out, **options)
+    assert (out / "checkpoint.pt").read_bytes() == before
+
+
+def test_starting_over(tmp_path):
+    one = dataclasses.replace(RECIPE, stages=(dataclasses.replace(STAGE, steps=2),))
+    first = run(tmp_path, one)
+    assert same(run(tmp_path, one, resume=False), first)
+    assert not same(run(tmp_path, one, resume=False, seed=1), first)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines if "total" in x] == [1, 2]  # of the last run
+
+
+def test_training_lowers_the_loss():
+    """Some steps on one batch."""
+    torch.manual_seed(0)
+    trainee = loop.Trainee(ChronoBackbone(CONFIG)).train()
+    batch = SyntheticBatches(CLIPS, None)[0]
+    optimizer = torch.optim.AdamW(trainee.parameters(), 3e-3)
+    totals = []
+    for _ in range(20):
+        losses = trainee(batch, CLIPS)
+        losses["total"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        totals.append(losses["total"].item())
+    assert totals[-1] < 0.8 * totals[0]
+
+
+def test_the_total_is_the_weighted_sum():
+    torch.manual_seed(0)
+    stage = dataclasses.replace(CLIPS, cross_entropy=0.3, huber=0.7, visibility=1.1)
+    losses = loop.Trainee(ChronoBackbone(CONFIG))(SyntheticBatches(stage, None)[0], stage)
+    expected = sum(getattr(stage, n) * losses[n] for n in ("cross_entropy", "huber", "visibility"))
+    assert losses["total"].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert "cross_entropy" not in loop.Trainee(ChronoBackbone(CONFIG))(
+        SyntheticBatches(stage, None)[0], dataclasses.replace(stage, cross_entropy=0.0)
+    )
+
+
+def test_a_frozen_vit_is_not_trained(tmp_path, small_config, monkeypatch):
+    config = small_config()
+    start = {}
+    build = loop.Trainee.__init__
+
+    def remember(self, backbone):
+        build(self, backbone)
+        start.update({k: v.clone() for k, v in backbone.state_dict().items()})
+
+    monkeypatch.setattr(loop.Trainee, "__init__", remember)
+    model = run(tmp_path, Recipe("frozen", (dataclasses.replace(CLIPS, steps=2),), config))
+    moved = {k.split(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, start[k])}
+    assert moved == {"adapters", "visibility_head"}
+
+
+def test_recipes_that_need_a_model_say_so(tmp_path):
+    with pytest.raises(ValueError, match="model=None; expected the name of the model"):
+        train("adapters", tmp_path)
+    with pytest.raises(ValueError, match="tiny has its own model"):
+        train("tiny", tmp_path, model="chrono-tiny")
+    with pytest.raises(ValueError, match=r"recipe='huge'; expected one of tiny, adapters"):
+        train("huge", tmp_path)
+    with pytest.raises(ValueError, match="steps=0"):
+        train("tiny", tmp_path, steps=0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.config])
+def test_recipes_with_a_model_build_it(name):
+    recipe = RECIPES[name]
+    model = ChronoBackbone(recipe.config)
+    for stage in recipe.stages:
+        video, queries = torch.rand(1, 1, 3, *stage.size), grid_queries(2, stage.size)
+        assert model.track(video, queries, grid=stage.grid).xy.shape == (1, 4, 1, 2)
+
+
+def test_a_missing_accelerate_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "accelerate", None)
+    with pytest.raises(ImportError, match=r"pip install chrono-features\[train\]"):
+        train("tiny", tmp_path)
