@@ -1,8 +1,8 @@
 """Accuracy on real videos with point tracks: `python -m benchmarks.real_tracks PATH --model chrono-tiny`.
 
-PATH is a pickle in TAP-Vid's layout: name -> {video: JPEG bytes per frame, points (N, T, 2) in [0, 1], occluded (N, T),
-valid (N, T)}. Protocol *first*: each track is queried at its first visible frame and scored on later ones, everything at
-256 x 256 (Lanczos). Groups are shown apart; the mean alone says little. This is not TAP-Vid.
+PATH is a pickle in TAP-Vid's layout: name -> {video: JPEG bytes per frame, points (N, T, 2) in [0, 1], occluded
+(N, T), valid (N, T)}. Protocol *first*: each track is queried at its first visible frame and scored on later ones,
+everything at 256 x 256 (Lanczos). Groups are shown apart; the mean alone says little. This is not TAP-Vid.
 """
 
 from __future__ import annotations

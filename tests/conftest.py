@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,7 @@ def no_network(monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise OSError("no network in this test")
 
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between huggingface_hub's attempts
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):

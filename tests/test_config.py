@@ -57,7 +57,7 @@ def test_early_and_late_together_are_all(depth):
 
 
 def test_a_block_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="adapter_blocks.*3 blocks"):
+    with pytest.raises(ValueError, match=r"adapter_blocks.*3 blocks"):
         ChronoConfig(adapter_blocks=(0, 3)).adapter_indices(3)
 
 

@@ -12,7 +12,7 @@ from chrono_features.ops.matching import bilinear_corners, disc_offsets
 
 def literal(features, queries, image_size, query_features=None, temperature=20.0, radius=5.0):
     """The paper's formula with the full volume: similarity, softmax over all cells, disc mask, expected position."""
-    batch, frames, _, h, w = features.shape
+    _, frames, _, h, w = features.shape
     height, width = image_size
     if query_features is None:
         clips = []
@@ -197,7 +197,7 @@ def test_corners_weigh_one_in_total_and_stay_inside():
     corners = list(bilinear_corners(cells, 5, 7))
     close(sum(weight for *_, weight in corners), torch.ones(200, 1, dtype=torch.float64), 1e-12)
     assert all(
-        (0 <= row).all() and (row < 5).all() and (0 <= column).all() and (column < 7).all()
+        (row >= 0).all() and (row < 5).all() and (column >= 0).all() and (column < 7).all()
         for row, column, _ in corners
     )
 

@@ -34,7 +34,7 @@ def test_block_length_changes_nothing(monkeypatch, block):
     torch.testing.assert_close(window_attention(q, k, v, (6, 3)), naive(q, k, v, (6, 3)), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("largest", [1, 3, 4, 7, 8])
+@pytest.mark.parametrize("largest", [1, 3, 4, 6, 7, 8])
 def test_large_batches_are_split(monkeypatch, largest):
     q, k, v = draw(7, 1, 9, 4)
     expected = naive(q, k, v, (2, 2))

@@ -223,9 +223,9 @@ def _with_timm_weights(config: ChronoConfig) -> ChronoBackbone:
         return ChronoBackbone(config, pretrained_vit=True)
     except (OSError, RuntimeError) as error:
         raise OSError(
-            f"the weights of {config.vit} are missing: model.safetensors of the hub repository timm/{config.vit} could not "
-            f"be fetched ({type(error).__name__}). Download it where there is a network (hf download timm/{config.vit}) and "
-            "copy the Hugging Face cache, or name the file: "
+            f"the weights of {config.vit} are missing: model.safetensors of the hub repository timm/{config.vit} could "
+            f"not be fetched ({type(error).__name__}). Download it where there is a network "
+            f"(hf download timm/{config.vit}) and copy the Hugging Face cache, or name the file: "
             "vit_kwargs={'pretrained_cfg_overlay': {'file': 'path/to/model.safetensors'}}"
         ) from error
 
@@ -253,7 +253,8 @@ def _fetch_authors(
     address = f"https://drive.google.com/uc?id={AUTHORS_FILES[name]}"
     by_hand = (
         f"the authors' checkpoint of {name} is missing: download it from {address} in a browser and load it with "
-        f"ChronoBackbone.from_pretrained('path/to/file.ckpt'), or convert it once: chrono-features convert FILE.ckpt {folder}"
+        "ChronoBackbone.from_pretrained('path/to/file.ckpt'), or convert it once: "
+        f"chrono-features convert FILE.ckpt {folder}"
     )
     if local_files_only or constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(f"{by_hand} (not fetched: offline mode)")

@@ -30,7 +30,8 @@ def tapvid_metrics(
 
     Returns:
         `occlusion_accuracy`; `pts_within_{1,2,4,8,16}`, the share of visible points nearer than that;
-        `jaccard_{…}`; and `average_pts_within_thresh` (<delta_avg) and `average_jaccard` (AJ). NaN where nothing counts.
+        `jaccard_{…}`; and `average_pts_within_thresh` (<delta_avg) and `average_jaccard` (AJ). NaN where nothing
+        counts.
 
     Raises:
         ValueError: Unknown mode.

@@ -1,8 +1,8 @@
 """Soft-argmax matching that never holds the similarity volume (queries x frames x cells).
 
-Only the best cell and the cells of its disc decide a position: the denominator of a softmax over the whole grid cancels.
-So similarities are computed in chunks of queries and frames, reduced, and dropped; the backward pass computes each
-chunk again.
+Only the best cell and the cells of its disc decide a position: the denominator of a softmax over the whole grid
+cancels. So similarities are computed in chunks of queries and frames, reduced, and dropped; the backward pass computes
+each chunk again.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
@@ -17,9 +18,10 @@ PHOTO_SIZE = 256
 
 def load_textures(folder: str | Path) -> Tensor:  # [K, 3, 256, 256] uint8
     """Reads every photograph below `folder` as square crops: one of a square picture, two of an oblong one."""
-    import numpy as np
-    from PIL import Image
-
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("reading photographs needs Pillow: pip install chrono-features[train]") from error
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(
