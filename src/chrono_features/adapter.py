@@ -42,9 +42,8 @@ class TemporalAdapter(nn.Module):
         self.mixer = _MIXERS[mixer](channels, heads, window)
         self.unpool = nn.ConvTranspose2d(channels, channels, stride, stride=stride)
         self.conv_out = nn.Conv2d(channels, dim, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        assert self.conv_out.bias is not None
-        nn.init.zeros_(self.conv_out.bias)
+        for parameter in self.conv_out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(
         self,

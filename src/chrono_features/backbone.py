@@ -20,7 +20,7 @@ from .stem import ConvStem, FineFeatures
 from .tracking import Tracks, VisibilityHead, check_queries, soft_argmax_track
 from .vit import create_vit, final_norm, position_table, rotary_tables
 
-VALUE_RANGE = (-0.05, 1.05)  # resizing overshoots [0, 1] a little
+VALUE_RANGE = (-0.0501, 1.0501)  # resizing overshoots [0, 1] a little: 0.05, and rounding
 PREPARED_TOGETHER = 16  # frames: a wide copy of a whole high-resolution clip would not fit
 
 

@@ -19,7 +19,6 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "neck": (None, "x2"),
 }
 _PLACEMENTS = ("all", "early", "late", "alternate", "none")
-_POSITIVE_INTS = ("adapter_channels", "adapter_heads", "adapter_stride")
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,9 @@ class ChronoConfig:
     radius: float = 5.0
 
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
+        for name, value in vars(self).items():
             if isinstance(value, list):  # JSON knows no tuples
-                object.__setattr__(self, f.name, tuple(value))
+                object.__setattr__(self, name, tuple(value))
         if not isinstance(self.vit, str) or not self.vit:
             raise _error("vit", self.vit, "the name of a timm model")
         if not isinstance(self.vit_kwargs, Mapping):
@@ -85,7 +83,7 @@ class ChronoConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise _error(name, getattr(self, name), f"one of {', '.join(map(repr, choices))}")
-        for name in _POSITIVE_INTS:
+        for name in ("adapter_channels", "adapter_heads", "adapter_stride"):
             if not _is_int(getattr(self, name), at_least=1):
                 raise _error(name, getattr(self, name), "a positive whole number")
         for name in ("mean", "std"):
@@ -106,6 +104,9 @@ class ChronoConfig:
         for name in ("temperature", "radius"):
             if not _is_number(getattr(self, name)) or getattr(self, name) <= 0:
                 raise _error(name, getattr(self, name), "a number above 0")
+        for name in ("antialias", "freeze_vit"):
+            if not isinstance(getattr(self, name), bool):
+                raise _error(name, getattr(self, name), "True or False")
         self._check_adapter_blocks()
 
     def _check_adapter_blocks(self) -> None:
@@ -157,7 +158,7 @@ class ChronoConfig:
 
     def replace(self, **changes: Any) -> ChronoConfig:
         """A copy with some fields changed, checked like a new one."""
-        return self.from_dict({**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, **changes})
+        return self.from_dict({**vars(self), **changes})
 
 
 def check_grid(grid: Any) -> tuple[int, int]:

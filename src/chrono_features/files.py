@@ -41,7 +41,7 @@ def folder_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         FileExistsError: `path` is a file.
     """
-    target = Path(path)
+    target = Path(path).absolute()
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"{target} is a file; expected a folder or a new name")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -56,8 +56,13 @@ def folder_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
                     copy(entry, temporary / entry.name)
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
             os.replace(target, old / "old")
-            os.replace(temporary, target)
-            shutil.rmtree(old)
+            try:
+                os.replace(temporary, target)
+            except BaseException:
+                os.replace(old / "old", target)
+                raise
+            finally:
+                shutil.rmtree(old)
         else:
             os.replace(temporary, target)
     except BaseException:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -52,7 +52,8 @@ def load(
         name: "chrono-tiny" (bundled); "chrono-vits14" or "chrono-vitb14" (the authors', fetched once);
             "dinov2-vits14" or "dinov2-vitb14" (no adapters unless `adapter_blocks` says so); a folder that
             `save_pretrained` wrote; an authors' `.ckpt`; or a hub id "user/model". Built-in names come first.
-        revision, cache_dir, token, force_download, local_files_only: As in huggingface_hub.
+        revision, cache_dir, token, force_download, local_files_only: As in huggingface_hub, for hub ids and the
+            authors' weights. What timm fetches follows the environment (HF_HOME, HF_HUB_OFFLINE).
         config_overrides: Fields of `ChronoConfig` to change.
 
     Raises:
@@ -72,7 +73,7 @@ def load(
     if name in DINOV2_VITS:
         config = ChronoConfig(vit=DINOV2_VITS[name], adapter_blocks="none", pos_embed_resize="dinov2")
         return _with_timm_weights(config.replace(**config_overrides))
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return _load_folder(Path(name), config_overrides)
     if Path(name).suffix == ".ckpt":
         return _override(load_authors_checkpoint(name), config_overrides)
@@ -121,7 +122,14 @@ def save(
         if not (folder / "README.md").exists():
             (beside / "README.md").write_text(_MODEL_CARD)
     if push_to_hub:
-        return model.push_to_hub(repo_id or folder.name, **push_options)
+        token = push_options.pop("token", None)
+        api = HfApi(token=token)
+        private, branch = push_options.pop("private", None), push_options.pop("branch", None)
+        repo = api.create_repo(repo_id or folder.name, private=private, exist_ok=True).repo_id
+        files = [CONFIG_FILE, WEIGHTS_FILE, "README.md"]
+        return api.upload_folder(
+            repo_id=repo, folder_path=folder, revision=branch, allow_patterns=files, **push_options
+        )
     return None
 
 
@@ -316,7 +324,7 @@ def _authors_config(state: Mapping[str, Tensor], num_heads: int | None, grid: tu
             raise ValueError(f"num_heads=None; expected the number of heads, as the width {width} is no multiple of 64")
         num_heads = width // 64
     depth = len({key.split(".")[2] for key in state if key.startswith("dino.blocks.")})
-    adapters = sorted({int(key.split(".")[1]) for key in state if key.startswith("adapter.")})
+    adapters = sorted({int(i) for key in state if key.startswith("adapter.") and (i := key.split(".")[1]).isdigit()})
     registers = state.get("dino.register_tokens")
     side = round((position.shape[1] - 1) ** 0.5)
     return ChronoConfig(
@@ -364,7 +372,8 @@ def _rename_authors(state: Mapping[str, Tensor], config: ChronoConfig) -> dict[s
         elif first == "adapter":
             index, _, name = rest.partition(".")
             layer, _, parameter = name.rpartition(".")
-            renamed[f"adapters.{index}.{_ADAPTER_NAMES.get(layer, layer)}.{parameter}"] = value
+            known = _ADAPTER_NAMES.get(layer)
+            renamed[f"adapters.{index}.{known}.{parameter}" if known else f"model.{key}"] = value
         elif first == "occ_linear":
             renamed[f"visibility_head.linear.{rest}"] = value
         else:

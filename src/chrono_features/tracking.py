@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from .files import write_beside
 from .ops.matching import HALF, match
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tracks:
     """Point tracks. Indexing (`tracks[0]`, `tracks[:, 3:5]`) goes over the leading dimensions of all fields alike.
 
@@ -65,13 +65,15 @@ class Tracks:
             FileNotFoundError: There is no such file.
             ValueError: The file does not hold tracks.
         """
-        with np.load(Path(path), allow_pickle=False) as data:
-            known = {f.name for f in fields(cls)}
-            if not {"xy", "similarity"} <= set(data.files) <= known:
-                raise ValueError(
-                    f"{os.fspath(path)} holds {sorted(data.files)}; expected arrays out of {sorted(known)}"
-                )
-            return cls(**{name: torch.from_numpy(data[name]) for name in data.files})
+        known = {f.name for f in fields(cls)}
+        try:
+            with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as data:
+                arrays = {name: torch.from_numpy(data[name]) for name in data.files}
+        except (zipfile.BadZipFile, ValueError, EOFError) as error:
+            raise ValueError(f"{os.fspath(path)} is not a whole .npz file: {error}") from error
+        if not {"xy", "similarity"} <= arrays.keys() <= known:
+            raise ValueError(f"{os.fspath(path)} holds {sorted(arrays)}; expected arrays out of {sorted(known)}")
+        return cls(**arrays)
 
 
 class VisibilityHead(nn.Module):
@@ -135,8 +137,8 @@ def soft_argmax_track(
     _check_features(features)
     height, width = _check_image_size(image_size)
     for name, value in (("temperature", temperature), ("radius", radius), ("memory_budget", memory_budget)):
-        if not value > 0:
-            raise ValueError(f"{name}={value!r}; expected a number above 0")
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name}={value!r}; expected a finite number above 0")
     batch, frames, channels, rows, columns = features.shape
     scale = torch.tensor([width / columns, height / rows], dtype=torch.float64)
     query_frames = query_cells = None
@@ -201,6 +203,8 @@ def check_queries(
     Raises:
         ValueError: Wrong shape, not finite, a time outside the clip or not whole, a position outside the frame.
     """
+    if not isinstance(queries, Tensor):
+        raise ValueError(f"queries of type {type(queries).__name__}; expected a torch.Tensor (B, N, 3)")
     if queries.ndim != 3 or queries.shape[0] != batch or queries.shape[-1] != 3:
         raise ValueError(f"queries of shape {tuple(queries.shape)}; expected (B, N, 3) as (t, x, y) with B={batch}")
     if queries.is_complex() or queries.dtype == torch.bool:
@@ -224,7 +228,7 @@ def check_queries(
 
 
 def _check_features(features: Tensor) -> None:
-    if features.ndim != 5 or 0 in features.shape[1:]:
+    if features.ndim != 5 or 0 in features.shape:
         raise ValueError(f"features of shape {tuple(features.shape)}; expected (B, T, C, h, w), none of them 0")
     if not features.is_floating_point():
         raise ValueError(f"features of type {features.dtype}; expected a floating type")

@@ -24,9 +24,16 @@ def create_vit(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> Any:
     """
     if kwargs.get("patch_drop_rate"):
         raise ValueError(f"vit_kwargs={dict(kwargs)!r}; expected no patch_drop_rate: every patch needs a feature")
-    vit: Any = timm.create_model(name, pretrained=pretrained, **{**kwargs, "num_classes": 0, "dynamic_img_size": True})
+    expected = "expected timm's VisionTransformer or Eva"
+    if ":" not in name and not timm.is_model(name):
+        raise ValueError(f"vit={name!r} is no model of timm {timm.__version__}; {expected}")
+    try:
+        options = {**kwargs, "num_classes": 0, "dynamic_img_size": True}
+        vit: Any = timm.create_model(name, pretrained=pretrained, **options)
+    except TypeError as error:  # other classes do not take all of these
+        raise ValueError(f"vit={name!r} with {options}: {error}; {expected}") from error
     if type(vit) not in (VisionTransformer, Eva):
-        raise ValueError(f"vit={name!r} is a {type(vit).__name__}; expected timm's VisionTransformer or Eva")
+        raise ValueError(f"vit={name!r} is a {type(vit).__name__}; {expected}")
     vit.attn_pool = None
     return vit
 

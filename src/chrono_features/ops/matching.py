@@ -51,7 +51,8 @@ def match(
         memory_budget: Bytes that one chunk of similarities may take.
     """
     settings = (temperature, radius, correlation_dtype, memory_budget)
-    return Match(*_Match.apply(features, query_features, query_frames, query_cells, *settings))
+    with torch.autocast(features.device.type, enabled=False):  # which would round similarities to half precision
+        return Match(*_Match.apply(features, query_features, query_frames, query_cells, *settings))
 
 
 def wide_dtype(*dtypes: torch.dtype) -> torch.dtype:
@@ -99,7 +100,7 @@ class _Match(torch.autograd.Function):
         correlation_dtype: torch.dtype,
         memory_budget: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        batch, frames, _, height, width = features.shape
+        batch, frames, channels, height, width = features.shape
         wide = wide_dtype(features.dtype, correlation_dtype)
         if query_features is None:
             assert query_frames is not None and query_cells is not None
@@ -112,7 +113,7 @@ class _Match(torch.autograd.Function):
         best = torch.empty(batch, count, frames, dtype=torch.long, device=features.device)
         offsets = disc_offsets(radius, height, width, features.device)
 
-        for b, n, t in _chunks((batch, count, frames), height * width, len(offsets), wide, memory_budget):
+        for b, n, t in _chunks((batch, count, frames), channels, height * width, len(offsets), wide, memory_budget):
             maps = _similarity(queries[b, n], features[b, t], correlation_dtype)
             top, index = maps.max(dim=-1)
             disc = _disc(maps, index, offsets, (height, width), temperature)
@@ -128,13 +129,20 @@ class _Match(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_cells: Tensor, grad_maximum: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+            return _Match._backward(ctx, grad_cells, grad_maximum)
+
+    @staticmethod
+    def _backward(ctx: Any, grad_cells: Tensor, grad_maximum: Tensor) -> tuple[Tensor | None, ...]:
         features, query_features, query_frames, query_cells, queries, best = ctx.saved_tensors
         temperature, offsets, correlation_dtype, memory_budget = ctx.settings
-        (batch, frames, _, height, width), count, wide = features.shape, queries.shape[1], queries.dtype
-        grad_features = torch.zeros_like(features, dtype=wide) if ctx.needs_input_grad[0] else None
+        (batch, frames, channels, height, width), count, wide = features.shape, queries.shape[1], queries.dtype
+        grad_features = None
+        if ctx.needs_input_grad[0]:  # contiguous whatever the features are: `flatten(2)` below has to be a view
+            grad_features = torch.zeros_like(features, dtype=wide, memory_format=torch.contiguous_format)
         grad_queries = torch.zeros_like(queries)
 
-        for b, n, t in _chunks((batch, count, frames), height * width, len(offsets), wide, memory_budget):
+        for b, n, t in _chunks((batch, count, frames), channels, height * width, len(offsets), wide, memory_budget):
             maps = _similarity(queries[b, n], features[b, t], correlation_dtype)
             index = best[b, n, t].T
             disc = _disc(maps, index, offsets, (height, width), temperature)
@@ -213,15 +221,16 @@ def _sample(
 
 
 def _chunks(
-    shape: tuple[int, int, int], cells: int, disc: int, dtype: torch.dtype, memory_budget: int
+    shape: tuple[int, int, int], channels: int, cells: int, disc: int, dtype: torch.dtype, memory_budget: int
 ) -> Iterator[tuple[int, slice, slice]]:
     """Cuts (batch, queries, frames) into pieces whose maps and discs fit the budget."""
     batch, count, frames = shape
     item = dtype.itemsize
     pair_bytes = cells * item + disc * (4 * 8 + 8 * item)  # a map, and what is gathered around its best cell
     pairs = max(1, memory_budget // pair_bytes)
-    n_step = min(count, pairs)
-    t_step = min(frames, max(1, pairs // max(n_step, 1)))
+    n_step = max(1, min(count, pairs))
+    frame_bytes = channels * cells * item  # half-precision features are widened chunk by chunk
+    t_step = max(1, min(frames, pairs // n_step, memory_budget // frame_bytes))
     for b in range(batch):
         for t in range(0, frames, t_step):
             for n in range(0, count, n_step):

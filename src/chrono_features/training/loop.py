@@ -135,6 +135,8 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     photographs = None if textures is None else load_textures(Path(textures))
     saved = _load_checkpoint(out / "checkpoint.pt", plan, seed) if resume else None
+    if saved is None:
+        (out / "log.jsonl").unlink(missing_ok=True)
     torch.manual_seed(seed)
     trainee = Trainee(_start(model) if plan.config is None else ChronoBackbone(plan.config))
     if saved:
