@@ -6,7 +6,7 @@ import math
 import os
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -47,9 +47,7 @@ class Tracks:
     def to(self, *args: Any, **kwargs: Any) -> Tracks:
         """`torch.Tensor.to` on every field; a floating dtype leaves `visible` a mask."""
         moved = self._map(lambda v: v.to(*args, **kwargs))
-        if moved.visible is None:
-            return moved
-        return Tracks(moved.xy, moved.similarity, moved.visible.bool(), moved.logits)
+        return moved if moved.visible is None else replace(moved, visible=moved.visible.bool())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a NumPy `.npz` with one array per field that is not None. An existing file survives a failure."""
