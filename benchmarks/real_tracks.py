@@ -79,6 +79,35 @@ def raw_patches(video: Tensor, queries: Tensor, patch: int = 12, stride: int = 4
     return soft_argmax_track(features, queries, (SIZE, SIZE), radius=3.0)
 
 
+def lucas_kanade(video: Tensor, queries: Tensor) -> Tracks:
+    """OpenCV's pyramidal Lucas-Kanade from frame to frame, forwards from the query.
+
+    A point is occluded for good once its status is 0 or following it back misses by more than 1.5 px.
+    """
+    import cv2
+
+    options = {"winSize": (21, 21), "maxLevel": 4}
+    greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in video[0].permute(0, 2, 3, 1).contiguous().numpy()]
+    query_frames = queries[0, :, 0].long().numpy()
+    xy = queries[0, :, None, 1:].repeat(1, len(greys), 1).numpy()
+    visible = np.ones(xy.shape[:2], bool)
+    for t in range(1, len(greys)):
+        started = query_frames < t
+        if not started.any():
+            continue
+        before = np.ascontiguousarray(xy[started, t - 1] - 0.5)[:, None]  # OpenCV counts from pixel centres
+        after, status, _ = cv2.calcOpticalFlowPyrLK(greys[t - 1], greys[t], before, None, **options)
+        back, _, _ = cv2.calcOpticalFlowPyrLK(greys[t], greys[t - 1], after, None, **options)
+        sure = (status[:, 0] == 1) & (np.linalg.norm(back - before, axis=-1)[:, 0] <= 1.5)
+        xy[started, t] = after[:, 0] + 0.5
+        visible[started, t] = visible[started, t - 1] & sure
+    found = torch.from_numpy(xy)[None]
+    return Tracks(found, torch.ones(found.shape[:-1]), torch.from_numpy(visible)[None])
+
+
+BASELINES: dict[str, Tracker] = {"static": static, "raw-patches": raw_patches, "lucas-kanade": lucas_kanade}
+
+
 def group_means(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     rows = {group: [v for name, v in results.items() if name.startswith(group)] for group in GROUPS}
     rows["mean of all"] = list(results.values())
@@ -107,18 +136,18 @@ def main() -> None:
     parser.add_argument("--model", action="append", default=[])
     parser.add_argument("--no-adapters", action="append", default=[], metavar="MODEL")
     parser.add_argument("--untrained", action="append", default=[], metavar="MODEL")
-    parser.add_argument("--baseline", action="append", default=[], choices=["static", "raw-patches"])
+    parser.add_argument("--baseline", action="append", default=[], choices=sorted(BASELINES))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    trackers: dict[str, Tracker] = {"static": static, "raw-patches": raw_patches}
-    trackers = {name: trackers[name] for name in args.baseline}
+    trackers: dict[str, Tracker] = {name: BASELINES[name] for name in args.baseline}
     trackers |= {f"{name}, untrained": untrained_tracker(name) for name in args.untrained}
     trackers |= {f"{name}, adapters off": model_tracker(name, adapters=False) for name in args.no_adapters}
     trackers |= {name: model_tracker(name) for name in args.model}
     everything = {}
     for name, tracker in trackers.items():
         everything[name] = evaluate(tracker, args.path)
-        print(table(name, everything[name]), end="\n\n", flush=True)
+        seconds = np.mean([video["seconds_per_frame"] for video in everything[name].values()])
+        print(table(name, everything[name]), f"\n\n{seconds:.3f} s a frame\n", flush=True)
     if args.out:
         args.out.write_text(json.dumps(everything, indent=1) + "\n")
 

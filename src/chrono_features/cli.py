@@ -139,7 +139,7 @@ def features(
 
     check_output("out", out, [".safetensors"], video)
     place = pick_device(device)
-    clip = _read(video, start=start, end=end, every=every, max_frames=max_frames)
+    clip = _read(video, model, start=start, end=end, every=every, max_frames=max_frames)
     result = _features(_load(model, place), clip, place)
     about = {
         "model": model,
@@ -175,7 +175,7 @@ def pca(
 
     check_output("out", out, VIDEO_FORMATS, video)
     place = pick_device(device)
-    clip = _read(video, start=start, end=end, every=every, max_frames=max_frames)
+    clip = _read(video, model, start=start, end=end, every=every, max_frames=max_frames)
     network = _load(model, place)
     pictures = pca_frames(_features(network, clip, place), clip.size)
     if beside_vit:
@@ -361,7 +361,7 @@ def _track(
         check_output("render", render, VIDEO_FORMATS, video)
     points_of = parse_queries(queries)
     place = pick_device(device)
-    clip = _read(video, **selection)
+    clip = _read(video, model, **selection)
     points = check_queries(points_of(clip.size), 1, len(clip.frames), clip.size)
     network = _load(model, place)
     with _progress(f"tracking {points.shape[1]} points through {len(clip.frames)} frames"):
@@ -390,8 +390,12 @@ def _load(name: str, device: torch.device) -> ChronoBackbone:
         return ChronoBackbone.from_pretrained(name).to(device).eval()
 
 
-def _read(path: Path, **selection: Any) -> Video:
+def _read(path: Path, model: str, **selection: Any) -> Video:
+    """The frames to work on, once it is clear that `model` can be loaded."""
+    from .pretrained import check_name
     from .video import read_video
+
+    check_name(model)
 
     with _progress(f"reading {path.name}", TextColumn("{task.completed} frames")) as update:
         return read_video(path, **selection, on_frame=update)

@@ -18,7 +18,7 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises:
         FileNotFoundError: The parent folder is missing.
     """
-    target = Path(path)
+    target = Path(path).resolve()  # a link stays one
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist")
     handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
@@ -36,12 +36,13 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 def folder_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place once everything is written.
 
-    What an old folder holds besides the new files is kept.
+    What an old folder holds besides the new files is kept. A process killed between the two renames leaves the old
+    folder beside, as `.NAME.old.*/old`.
 
     Raises:
         FileExistsError: `path` is a file.
     """
-    target = Path(path).absolute()
+    target = Path(path).resolve()  # a link stays one
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"{target} is a file; expected a folder or a new name")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,7 @@ def load(
             `save_pretrained` wrote; an authors' `.ckpt`; or a hub id "user/model". Built-in names come first.
         revision, cache_dir, token, force_download, local_files_only: As in huggingface_hub, for hub ids and the
             authors' weights. What timm fetches follows the environment (HF_HOME, HF_HUB_OFFLINE).
-        config_overrides: Fields of `ChronoConfig` to change.
+        config_overrides: Fields of `ChronoConfig` to change; for a `.ckpt` also `num_heads`.
 
     Raises:
         ValueError: Unknown name or config key, or weights that do not fit; the message names the keys.
@@ -66,6 +66,7 @@ def load(
         "local_files_only": local_files_only,
     }
     name = os.fspath(name)
+    check_name(name)
     if name == "chrono-tiny":
         return _load_folder(BUNDLED, config_overrides)
     if name in AUTHORS_FILES:
@@ -73,15 +74,19 @@ def load(
     if name in DINOV2_VITS:
         config = ChronoConfig(vit=DINOV2_VITS[name], adapter_blocks="none", pos_embed_resize="dinov2")
         return _with_timm_weights(config.replace(**config_overrides))
-    if name and Path(name).is_dir():
+    if Path(name).is_dir():
         return _load_folder(Path(name), config_overrides)
     if Path(name).suffix == ".ckpt":
-        return _override(load_authors_checkpoint(name), config_overrides)
-    if name.count("/") == 1 and all(name.split("/")) and not name.startswith("."):
-        return _load_folder(_fetch_hub(name, revision=revision, token=token, **hub), config_overrides)
-    raise ValueError(
-        f"name={name!r}; expected one of {', '.join(NAMES)}, a folder, a .ckpt file, or a hub id user/model"
-    )
+        return _override(load_authors_checkpoint(name, config_overrides.pop("num_heads", None)), config_overrides)
+    return _load_folder(_fetch_hub(name, revision=revision, token=token, **hub), config_overrides)
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError, naming the known ones, if `name` cannot be a model's."""
+    hub_id = name.count("/") == 1 and all(name.split("/")) and not name.startswith(".")
+    if not (name in NAMES or hub_id or Path(name).suffix == ".ckpt" or (name and Path(name).is_dir())):
+        known = ", ".join(NAMES)
+        raise ValueError(f"name={name!r}; expected one of {known}, a folder, a .ckpt file, or a hub id user/model")
 
 
 def save(
@@ -126,6 +131,8 @@ def save(
         api = HfApi(token=token)
         private, branch = push_options.pop("private", None), push_options.pop("branch", None)
         repo = api.create_repo(repo_id or folder.name, private=private, exist_ok=True).repo_id
+        if branch is not None:
+            api.create_branch(repo_id=repo, branch=branch, exist_ok=True)
         files = [CONFIG_FILE, WEIGHTS_FILE, "README.md"]
         return api.upload_folder(
             repo_id=repo, folder_path=folder, revision=branch, allow_patterns=files, **push_options
@@ -186,7 +193,11 @@ def _load_folder(folder: Path, overrides: Mapping[str, Any]) -> ChronoBackbone:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}; expected a folder that save_pretrained wrote")
-    config = ChronoConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text())).replace(**overrides)
+    try:
+        values = json.loads((folder / CONFIG_FILE).read_text())
+        config = ChronoConfig.from_dict(dict(values)).replace(**overrides)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
     try:
         with safe_open(folder / WEIGHTS_FILE, "pt") as file:
             contents = (file.metadata() or {}).get("contents", "all")
@@ -264,13 +275,15 @@ def _fetch_authors(
         "ChronoBackbone.from_pretrained('path/to/file.ckpt'), or convert it once: "
         f"chrono-features convert FILE.ckpt {folder}"
     )
+    cache.mkdir(parents=True, exist_ok=True)
     if local_files_only or constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(f"{by_hand} (not fetched: offline mode)")
     try:
         import gdown
     except ImportError as error:
-        raise ImportError("fetching the authors' weights needs gdown: pip install chrono-features[weights]") from error
-    cache.mkdir(parents=True, exist_ok=True)
+        raise ImportError(
+            f"fetching the authors' weights needs gdown: pip install chrono-features[weights]. Or: {by_hand}"
+        ) from error
     with FileLock(cache / f"{name}.lock"):
         if (folder / WEIGHTS_FILE).is_file() and not force_download:
             return folder  # another process was faster
@@ -296,7 +309,7 @@ def _authors_state(path: Path) -> dict[str, Tensor]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds something other than tensors and is not loaded: {error}") from error
+        raise ValueError(f"{path} is no checkpoint, or holds more than tensors and plain values: not loaded") from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is not a whole checkpoint: {error}") from error
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
@@ -318,13 +331,17 @@ def _authors_config(state: Mapping[str, Tensor], num_heads: int | None, grid: tu
             f"missing keys: {', '.join('model.' + k for k in missing)}; expected a checkpoint of the authors' code"
         )
     position, patch, mlp, pool = (state[key] for key in sizes)
+    if [v.ndim for v in (position, patch, mlp, pool)] != [3, 4, 2, 4]:
+        told = ", ".join(f"model.{key} {tuple(state[key].shape)}" for key in sizes)
+        raise ValueError(f"misshapen keys: {told}; expected 3, 4, 2 and 4 dimensions")
     width, patch_size = patch.shape[0], patch.shape[-1]
     if num_heads is None:
         if width % 64:
             raise ValueError(f"num_heads=None; expected the number of heads, as the width {width} is no multiple of 64")
         num_heads = width // 64
+    elif num_heads < 1 or width % num_heads:
+        raise ValueError(f"num_heads={num_heads!r}; expected a divisor of the width {width}")
     depth = len({key.split(".")[2] for key in state if key.startswith("dino.blocks.")})
-    adapters = sorted({int(i) for key in state if key.startswith("adapter.") and (i := key.split(".")[1]).isdigit()})
     registers = state.get("dino.register_tokens")
     side = round((position.shape[1] - 1) ** 0.5)
     return ChronoConfig(
@@ -342,7 +359,6 @@ def _authors_config(state: Mapping[str, Tensor], num_heads: int | None, grid: tu
         grid=check_grid(grid),
         input_size=(256, 256),
         antialias=False,
-        adapter_blocks="all" if adapters == list(range(depth - 1)) else tuple(adapters),
         adapter_channels=pool.shape[0],
         adapter_stride=pool.shape[-1],
     )

@@ -201,12 +201,13 @@ def check_queries(
     Raises:
         ValueError: Wrong shape, not finite, a time outside the clip or not whole, a position outside the frame.
     """
-    if not isinstance(queries, Tensor):
-        raise ValueError(f"queries of type {type(queries).__name__}; expected a torch.Tensor (B, N, 3)")
+    if not isinstance(queries, Tensor) or queries.is_complex() or queries.dtype == torch.bool:
+        kind = getattr(queries, "dtype", type(queries).__name__)
+        raise ValueError(f"queries of type {kind}; expected a tensor of numbers (B, N, 3)")
+    if queries.ndim == 3 and len(queries) == 1:
+        queries = queries.expand(batch, -1, -1)  # one set for all videos, as `grid_queries` gives it
     if queries.ndim != 3 or queries.shape[0] != batch or queries.shape[-1] != 3:
         raise ValueError(f"queries of shape {tuple(queries.shape)}; expected (B, N, 3) as (t, x, y) with B={batch}")
-    if queries.is_complex() or queries.dtype == torch.bool:
-        raise ValueError(f"queries of type {queries.dtype}; expected numbers")
     if not queries.is_floating_point() or queries.dtype in HALF:
         queries = queries.float()  # bfloat16 cannot count past 256
     if torch.compiler.is_compiling() or not queries.numel():

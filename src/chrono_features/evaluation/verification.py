@@ -51,4 +51,4 @@ def davis_first(model: ChronoBackbone, path: str | os.PathLike[str]) -> float:
 def _progress(items: Iterable[Any]) -> Iterable[Any]:
     from rich.progress import track
 
-    return track(items, description="TAP-Vid-DAVIS", total=30)
+    return track(items, description="TAP-Vid-DAVIS: 30 videos", total=None)

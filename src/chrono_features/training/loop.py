@@ -70,7 +70,7 @@ class Trainee(nn.Module):
             losses["cross_entropy"] = grid_cross_entropy(similarity, cells, scored, temperature)
         total = sum(getattr(stage, name) * loss for name, loss in losses.items())
         distance = (xy.detach() - target).norm(dim=-1)[scored]
-        delta = torch.stack([(distance < t).float().mean() for t in THRESHOLDS]).mean()
+        delta = torch.stack([(distance < t).float().sum() for t in THRESHOLDS]).mean() / max(len(distance), 1)
         return {**losses, "total": total, "delta": delta, "temperature": temperature.detach()}
 
 
@@ -121,11 +121,11 @@ def train(
         ValueError: Unknown recipe, a missing model, or a checkpoint of another run.
         ImportError: The train extra is missing.
     """
+    plan = _resolve(recipe, model, steps)
     try:
         from accelerate import Accelerator
     except ImportError as error:
         raise ImportError("training needs accelerate: pip install chrono-features[train]") from error
-    plan = _resolve(recipe, model, steps)
     out = Path(out)
     if mixed_precision is None:
         mixed_precision = "bf16" if torch.cuda.is_available() else "no"
@@ -134,8 +134,9 @@ def train(
         torch.set_flush_denormal(True)  # zero-initialised layers make denormals, which slow Adam tenfold
     out.mkdir(parents=True, exist_ok=True)
     photographs = None if textures is None else load_textures(Path(textures))
-    saved = _load_checkpoint(out / "checkpoint.pt", plan, seed) if resume else None
-    if saved is None:
+    identity = _identity(plan, seed, model, photographs)
+    saved = _load_checkpoint(out / "checkpoint.pt", identity) if resume else None
+    if saved is None and accelerator.is_main_process:
         (out / "log.jsonl").unlink(missing_ok=True)
     torch.manual_seed(seed)
     trainee = Trainee(_start(model) if plan.config is None else ChronoBackbone(plan.config))
@@ -143,7 +144,7 @@ def train(
         trainee.load_state_dict(saved["model"])
     first_stage = saved["stage"] if saved else 0
     for index in range(first_stage, len(plan.stages)):
-        run = _StageRun(accelerator, trainee, plan, index, seed, photographs, out)
+        run = _StageRun(accelerator, trainee, plan, index, seed, photographs, out, identity)
         run.train(saved if index == first_stage else None, workers)
         run.save_model()
     return trainee.backbone.eval()
@@ -161,10 +162,13 @@ class _StageRun:
         seed: int,
         textures: Tensor | None,
         out: Path,
+        identity: str,
     ) -> None:
+        self.identity = identity
         self.accelerator, self.trainee, self.plan, self.index, self.seed = accelerator, trainee, plan, index, seed
         self.textures, self.out = textures, out
         self.stage = plan.stages[index]
+        accelerator.free_memory()  # or a stage would unscale the gradients of the one before
         trainee.backbone.adapters.requires_grad_(self.stage.adapters)
         trainee.log_temperature.requires_grad_(self.stage.cross_entropy > 0)
         parameters = [p for p in trainee.parameters() if p.requires_grad]
@@ -247,7 +251,7 @@ class _StageRun:
         if not self.accelerator.is_main_process:
             return
         state = {
-            "run": _identity(self.plan, self.seed),
+            "run": self.identity,
             "stage": self.index,
             "step": step,
             "model": self.trainee.state_dict(),
@@ -284,18 +288,28 @@ def _resolve(recipe: Recipe | str, model: str | None, steps: int | None) -> Reci
     return recipe
 
 
-def _load_checkpoint(path: Path, plan: Recipe, seed: int) -> dict[str, Any] | None:
+def _load_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     saved = torch.load(path, map_location="cpu", weights_only=True)
-    if saved["run"] != _identity(plan, seed):
-        raise ValueError(f"{path} belongs to another recipe, seed or version; expected an empty folder or resume=False")
+    if saved.get("run") != identity:
+        raise ValueError(
+            f"{path} belongs to another recipe, model, seed or version; expected an empty folder or resume=False"
+        )
     return saved
 
 
-def _identity(plan: Recipe, seed: int) -> str:
-    config = None if plan.config is None else plan.config.to_dict()
-    return json.dumps({"stages": [dataclasses.asdict(s) for s in plan.stages], "config": config, "seed": seed})
+def _identity(plan: Recipe, seed: int, model: str | None, textures: Tensor | None) -> str:
+    """What has to be the same for a checkpoint to be gone on from."""
+    return json.dumps(
+        {
+            "stages": [dataclasses.asdict(s) for s in plan.stages],
+            "config": None if plan.config is None else plan.config.to_dict(),
+            "seed": seed,
+            "model": model,
+            "photographs": 0 if textures is None else len(textures),
+        }
+    )
 
 
 def _as_is(batch: Any) -> Any:
