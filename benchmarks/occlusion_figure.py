@@ -33,8 +33,8 @@ def main() -> None:
     bundled = resources.files("chrono_features") / "assets" / "bunny.mp4"
     parser.add_argument("--video", type=Path, default=Path(str(bundled)))
     parser.add_argument("--model", default="chrono-tiny")
-    parser.add_argument("--query", type=float, nargs=3, default=(0, 240, 135), metavar=("T", "X", "Y"))
-    parser.add_argument("--frames", type=int, nargs="+", default=(0, 8, 16, 24, 32))
+    parser.add_argument("--query", type=float, nargs=3, default=(0, 247, 79), metavar=("T", "X", "Y"))
+    parser.add_argument("--frames", type=int, nargs="+", default=(0, 24, 28, 31, 40))
     parser.add_argument("--out", type=Path, default=Path("docs/images/occlusion.png"))
     args = parser.parse_args()
 

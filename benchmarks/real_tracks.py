@@ -8,6 +8,7 @@ everything at 256 x 256 (Lanczos). Groups are shown apart; the mean alone says l
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import chrono_features
 from chrono_features import ChronoBackbone, Tracks, soft_argmax_track
 from chrono_features.evaluation.readers import SIZE, tapvid_videos
 from chrono_features.evaluation.tapvid import THRESHOLDS, first_queries, tapvid_metrics
@@ -149,7 +151,14 @@ def main() -> None:
         seconds = np.mean([video["seconds_per_frame"] for video in everything[name].values()])
         print(table(name, everything[name]), f"\n\n{seconds:.3f} s a frame\n", flush=True)
     if args.out:
-        args.out.write_text(json.dumps(everything, indent=1) + "\n")
+        about = {
+            "protocol": "first, 256x256, float32",
+            "device": f"cpu, {torch.get_num_threads()} threads",
+            "versions": {"chrono_features": chrono_features.__version__, "torch": torch.__version__},
+            "date": datetime.date.today().isoformat(),
+        }
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps({**about, "results": everything}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -169,7 +169,11 @@ class _StageRun:
         self.textures, self.out = textures, out
         self.stage = plan.stages[index]
         accelerator.free_memory()  # or a stage would unscale the gradients of the one before
-        trainee.backbone.adapters.requires_grad_(self.stage.adapters)
+        backbone = trainee.backbone
+        backbone.requires_grad_(not self.stage.visibility_only)
+        backbone.vit.requires_grad_(not (self.stage.visibility_only or backbone.config.freeze_vit))
+        backbone.adapters.requires_grad_(self.stage.adapters and not self.stage.visibility_only)
+        backbone.visibility_head.requires_grad_(True)
         trainee.log_temperature.requires_grad_(self.stage.cross_entropy > 0)
         parameters = [p for p in trainee.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, self.stage.learning_rate, weight_decay=self.stage.weight_decay)

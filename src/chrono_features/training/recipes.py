@@ -26,6 +26,7 @@ class Stage:
         cross_entropy: Weight of the full-grid cross-entropy.
         huber: Weight of the Huber loss on positions at 256 x 256.
         visibility: Weight of the two visibility losses.
+        visibility_only: Whether the visibility head alone learns: its few weights want a far greater learning rate.
         weight_decay, clip_gradient: Of AdamW, and the norm that gradients are clipped to.
     """
 
@@ -44,6 +45,7 @@ class Stage:
     cross_entropy: float = 1.0
     huber: float = 0.02
     visibility: float = 0.2
+    visibility_only: bool = False
     weight_decay: float = 1e-4
     clip_gradient: float = 1.0
 
@@ -104,6 +106,23 @@ TINY = Recipe(
             batch=1,
             queries=128,
             learning_rate=4e-4,
+        ),
+        Stage(
+            name="visibility",
+            steps=300,
+            frames=12,
+            gap=(1, 3),
+            size=(192, 192),
+            grid=(24, 24),
+            batch=1,
+            queries=256,
+            learning_rate=0.3,
+            cross_entropy=0.0,
+            huber=0.0,
+            visibility=1.0,
+            visibility_only=True,
+            weight_decay=0.0,
+            clip_gradient=10.0,
         ),
     ),
 )
