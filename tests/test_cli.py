@@ -340,3 +340,9 @@ def test_output_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
     with pytest.raises(PermissionError, match="not writable"):
         check_output("out", tmp_path / "b.npz", [".npz"])
+
+
+def test_an_unknown_model_is_refused_before_the_video_is_read(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chrono_features.video.read_video", lambda *_, **__: pytest.fail("read"))
+    assert "chrono-tiny, chrono-vits14" in refuse("track", clip, "--model", "nonsense")
+    assert "chrono-tiny, chrono-vits14" in refuse("pca", clip, "--out", clip.parent / "pca.mp4", "--model", "nonsense")

@@ -148,6 +148,31 @@ def test_unexpected_keys_are_named(checkpoint, tmp_path, key):
         load_changed(checkpoint, tmp_path)
 
 
+def test_a_whole_adapter_may_not_be_missing(checkpoint, tmp_path):
+    checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if "model.adapter.1." not in k}
+    torch.save(checkpoint, tmp_path / "changed.ckpt")
+    with pytest.raises(ValueError, match=r"missing keys: adapters\.1\."):
+        load_authors_checkpoint(tmp_path / "changed.ckpt", num_heads=4, grid=(8, 8))
+
+
+@pytest.mark.parametrize("heads", [0, 7, -4])
+def test_heads_divide_the_width(data, heads):
+    with pytest.raises(ValueError, match=f"num_heads={heads}; expected a divisor of the width 48"):
+        load_authors_checkpoint(data / "authors_tiny.ckpt", num_heads=heads, grid=(8, 8))
+
+
+def test_a_ckpt_by_name_takes_heads(data, authors_tiny):
+    model = ChronoBackbone.from_pretrained(os.fspath(data / "authors_tiny.ckpt"), num_heads=4, grid=(8, 8))
+    assert_same(model, authors_tiny)
+
+
+def test_a_linked_folder_stays_a_link(small_model, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    small_model().save_pretrained(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "model.safetensors").is_file()
+
+
 def test_misshapen_keys_are_named(checkpoint, tmp_path):
     checkpoint["state_dict"]["model.adapter.2.conv1.bias"] = torch.zeros(15)
     with pytest.raises(ValueError, match=r"1 misshapen keys: adapters.2.conv_in.bias \(15,\) instead of \(16,\)"):

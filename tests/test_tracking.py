@@ -280,3 +280,11 @@ def test_inputs_are_not_changed():
     before = features.clone(), queries.clone()
     soft_argmax_track(features, queries, SIZE)
     assert torch.equal(features, before[0]) and torch.equal(queries, before[1])
+
+
+def test_one_set_of_queries_serves_all_videos():
+    features = torch.nn.functional.normalize(torch.randn(3, 2, 4, 5, 5), dim=2)
+    queries = grid_queries(2, (10, 10))
+    together = soft_argmax_track(features, queries, (10, 10))
+    repeated = soft_argmax_track(features, queries.repeat(3, 1, 1), (10, 10))
+    assert torch.equal(together.xy, repeated.xy) and together.xy.shape == (3, 4, 2, 2)
