@@ -72,11 +72,13 @@ def static(video: Tensor, queries: Tensor) -> Tracks:
     return Tracks(xy, torch.ones(xy.shape[:-1]))
 
 
-def raw_patches(video: Tensor, queries: Tensor, patch: int = 12, stride: int = 4) -> Tracks:
-    """Raw-pixel patches, mean removed, unit length, matched by the same soft-argmax."""
-    margin = (patch - stride) // 2  # patches are centred on their cells
-    pixels = F.pad(video[0].float() / 255, (margin,) * 4, mode="replicate")
-    patches = F.unfold(pixels, patch, stride=stride).unflatten(-1, (SIZE // stride, SIZE // stride))
+def raw_patches(video: Tensor, queries: Tensor, patch: int = 9, stride: int = 4) -> Tracks:
+    """Raw-pixel patches around every pixel, averaged over cells, mean removed, unit length; the same soft-argmax.
+
+    Of the two forms that were tried, the better one: one patch of 12 x 12 a cell scores 0.189 in place of 0.200.
+    """
+    pixels = F.pad(video[0].float() / 255, (patch // 2,) * 4, mode="replicate")
+    patches = F.avg_pool2d(F.unfold(pixels, patch).unflatten(-1, (SIZE, SIZE)), stride)
     features = F.normalize(patches - patches.mean(dim=1, keepdim=True), dim=1)[None]
     return soft_argmax_track(features, queries, (SIZE, SIZE), radius=3.0)
 

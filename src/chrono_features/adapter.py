@@ -10,7 +10,7 @@ from .ops.window_attention import window_attention
 
 
 class TemporalAdapter(nn.Module):
-    """x + up(mix_time(down(norm(x)))), on patch tokens only (Chrono, section 3.2).
+    """x + up(mix_time(down(norm(x)))), on patch tokens only (Chrono).
 
     The last convolution starts at zero, so a new adapter is the identity.
 

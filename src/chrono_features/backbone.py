@@ -1,4 +1,4 @@
-"""`ChronoBackbone`: a ViT with temporal adapters between its blocks (Chrono, section 3.2)."""
+"""`ChronoBackbone`: a ViT with temporal adapters between its blocks (Chrono, arXiv 2501.12218)."""
 
 from __future__ import annotations
 

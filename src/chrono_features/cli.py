@@ -316,7 +316,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises, by kind of device
         raise ValueError(f"device={name!r} is not available; expected auto, cpu, cuda, cuda:N or mps") from error
     return device
 

@@ -106,7 +106,7 @@ def soft_argmax_track(
     correlation_dtype: torch.dtype = torch.float32,
     memory_budget: int = 64 * 2**20,
 ) -> Tracks:
-    """Tracks points through dense features of any backbone by soft-argmax (Chrono, section 3.3).
+    """Tracks points through dense features of any backbone by soft-argmax (Chrono).
 
     A query's feature is sampled bilinearly in its frame and compared with every cell of every frame. Around the most
     similar cell, a softmax over the cells strictly nearer than `radius` gives the expected position. On its own frame

@@ -19,7 +19,7 @@ def tapvid_metrics(
     mode: str,
     valid: NDArray[Any] | None = None,  # (N, T) bool
 ) -> dict[str, float]:
-    """Metrics of one video (Doersch et al., TAP-Vid, section 4).
+    """Metrics of one video (Doersch et al., TAP-Vid).
 
     Args:
         query_frames: The frame of each query.

@@ -17,7 +17,7 @@ def augment_colour(
 ) -> Tensor:
     """Changes brightness, contrast, saturation and hue with probability `jitter`, drops colour with `grey`.
 
-    All frames of a clip change alike (Chrono, section 4.1).
+    All frames of a clip change alike (Chrono).
 
     Returns:
         (T, 3, H, W) in [0, 1].

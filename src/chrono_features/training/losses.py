@@ -17,7 +17,7 @@ def huber_loss(
     target: Tensor,  # (..., 2)
     visible: Tensor,  # (...) bool
 ) -> Tensor:
-    """Huber loss of the distance on visible points, as a mean over all points (Chrono, section 3.4)."""
+    """Huber loss of the distance on visible points, as a mean over all points (Chrono)."""
     squared = (xy - target).square().sum(-1)
     distance = (squared + 1e-6).sqrt()  # the root's slope at zero is infinite
     loss = torch.where(distance < HUBER_DELTA, squared / 2, HUBER_DELTA * (distance - HUBER_DELTA / 2))
