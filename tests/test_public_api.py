@@ -53,7 +53,7 @@ def test_signatures():
     assert parameters["temperature"].default == 20.0 and parameters["radius"].default == 5.0
     assert parameters["correlation_dtype"].default is torch.float32
     assert names(grid_queries) == ["size", "image_size", "t"]
-    assert names(ChronoBackbone.__init__)[1:] == ["config", "pretrained_vit"]
+    assert names(ChronoBackbone.__init__)[1:] == ["config", "pretrained_vit", "backend"]
     assert names(ChronoBackbone.forward)[1:] == ["video", "grid"]
     assert names(load_authors_checkpoint) == ["path", "num_heads", "grid"]
     assert [f.name for f in dataclasses.fields(Tracks)] == ["xy", "similarity", "visible", "logits"]

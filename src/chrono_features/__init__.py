@@ -3,7 +3,8 @@
 from .adapter import TemporalAdapter
 from .backbone import ChronoBackbone
 from .config import ChronoConfig
-from .tracking import Tracks, VisibilityHead, grid_queries, soft_argmax_track
+from .tracking import VisibilityHead, grid_queries, soft_argmax_track
+from .tracks import Tracks
 
 __version__ = "0.1.0"
 

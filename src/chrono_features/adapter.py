@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ops.window_attention import window_attention
+from .ops.clip_norm import Moments, clip_moments, frame_moments, normed_conv2d
+from .ops.temporal_attention import EPS, choose_backend, temporal_attention
 
 
 class TemporalAdapter(nn.Module):
@@ -45,40 +46,59 @@ class TemporalAdapter(nn.Module):
         for parameter in self.conv_out.parameters():
             nn.init.zeros_(parameter)
 
+    @property
+    def norm_of_clip(self) -> bool:
+        """Whether the norm takes its mean and variance over a whole clip."""
+        return isinstance(self.norm, ClipNorm)
+
     def forward(
         self,
         x: Tensor,  # (B, T, h, w, C)
     ) -> Tensor:
         """Returns (B, T, h, w, C), the tokens with the temporal update added."""
-        batch, frames, height, width, _ = x.shape
-        # Tokens are channels-last already: this permutation is a view that convolutions take as channels_last.
-        y = self.norm(x).flatten(0, 1).permute(0, 3, 1, 2)
-        y = F.relu(self.conv_in(y))
-        y = F.pad(y, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
-        y = F.relu(self.pool(y))
-        y = y.permute(0, 2, 3, 1).unflatten(0, (batch, frames))
-        y = self.mixer(y).flatten(0, 1).permute(0, 3, 1, 2)
-        y = F.relu(self.unpool(y))[..., :height, :width]
-        y = self.conv_out(y).permute(0, 2, 3, 1).unflatten(0, (batch, frames))
-        return x + y
+        return self.up(self.mixer(self.down(x)), x)
+
+    def down(
+        self,
+        x: Tensor,  # (B, T, h, w, C)
+        moments: Moments | None = None,
+    ) -> Tensor:
+        """Norm and strided convolutions, to (B, T, h / stride, w / stride, channels).
+
+        Args:
+            x: Tokens.
+            moments: Mean and variance for the norm of a clip, (B,), where `x` is only a part of it.
+        """
+        # Tokens are channels-last already: these permutations are views that convolutions take as channels_last.
+        if isinstance(self.norm, ClipNorm):
+            moments = clip_moments(frame_moments(x)) if moments is None else moments
+            y = normed_conv2d(x, moments, self.norm.weight, self.norm.bias, self.conv_in.weight, self.conv_in.bias)
+        else:
+            y = self.conv_in(self.norm(x).flatten(0, 1).permute(0, 3, 1, 2))
+        y = F.relu(y, inplace=True)
+        margin = (0, -y.shape[-1] % self.stride, 0, -y.shape[-2] % self.stride)
+        y = self.pool(F.pad(y, margin, mode="replicate") if any(margin) else y)
+        return F.relu(y, inplace=True).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+
+    def up(
+        self,
+        y: Tensor,  # (B, T, h / stride, w / stride, channels)
+        x: Tensor,  # (B, T, h, w, C)
+    ) -> Tensor:
+        """Returns x plus what the transposed and the last convolution make of y, (B, T, h, w, C)."""
+        y = self.unpool(y.flatten(0, 1).permute(0, 3, 1, 2))
+        y = self.conv_out(F.relu(y, inplace=True)[..., : x.shape[2], : x.shape[3]])
+        y = y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+        return y.add_(x) if y.dtype == x.dtype else y + x  # they differ under autocast
 
 
 class ClipNorm(nn.Module):
-    """GroupNorm with one group over channels, frames and positions of a clip, for channels-last tokens."""
+    """Parameters of a GroupNorm with one group over channels, frames and positions of a clip; see `ops.clip_norm`."""
 
-    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim))
-
-    def forward(
-        self,
-        x: Tensor,  # (B, T, h, w, C)
-    ) -> Tensor:
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        variance, mean = torch.var_mean(wide, dim=(1, 2, 3, 4), keepdim=True, correction=0)
-        return ((wide - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(x.dtype)
 
 
 class AttentionMixer(nn.Module):
@@ -86,8 +106,8 @@ class AttentionMixer(nn.Module):
 
     def __init__(self, channels: int, heads: int, window: tuple[int, int]) -> None:
         super().__init__()
-        self.heads, self.window = heads, window
-        self.norm = nn.LayerNorm(channels, eps=1e-5)
+        self.heads, self.window, self.backend = heads, window, "auto"
+        self.norm = nn.LayerNorm(channels, eps=EPS)
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.proj = nn.Linear(channels, channels)
 
@@ -95,12 +115,14 @@ class AttentionMixer(nn.Module):
         self,
         x: Tensor,  # (B, T, h, w, C)
     ) -> Tensor:
-        batch, frames, height, width, channels = x.shape
-        qkv = self.qkv(self.norm(x)).view(batch, frames, height * width, 3, self.heads, channels // self.heads)
-        qkv = qkv.permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # (3, B * positions, heads, T, d)
-        out = window_attention(qkv[0], qkv[1], qkv[2], self.window)
-        out = out.transpose(1, 2).flatten(2).unflatten(0, (batch, height * width)).transpose(1, 2)
-        return x + self.proj(out.reshape(x.shape))
+        norm, qkv, proj = self.norm, self.qkv, self.proj
+        parameters = (norm.weight, norm.bias, qkv.weight, proj.weight, proj.bias)
+        return temporal_attention(x.flatten(2, 3), *parameters, self.heads, self.window, self.backend).view(x.shape)
+
+    def backend_info(self) -> str:
+        """What the attention runs on, and why."""
+        weight = self.qkv.weight
+        return ": ".join(choose_backend(self.backend, weight.device, weight.dtype, weight.shape[1], self.heads))
 
 
 class ConvMixer(nn.Module):

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .adapter import TemporalAdapter
+from . import long_video
+from .adapter import AttentionMixer, TemporalAdapter
+from .checks import check_queries, check_video
 from .config import ChronoConfig, check_grid
+from .frames import prepare_frames
 from .neck import UpsampleNeck
-from .ops.matching import wide_dtype
+from .ops.dtypes import wide_dtype
+from .ops.spatial_attention import describe_spatial_attention, spatial_attention
+from .ops.temporal_attention import BACKENDS
 from .stem import ConvStem, FineFeatures
-from .tracking import Tracks, VisibilityHead, check_queries, soft_argmax_track
-from .vit import create_vit, final_norm, position_table, rotary_tables
-
-VALUE_RANGE = (-0.0501, 1.0501)  # resizing overshoots [0, 1] a little: 0.05, and rounding
-PREPARED_TOGETHER = 16  # frames: a wide copy of a whole high-resolution clip would not fit
+from .tracking import VisibilityHead, soft_argmax_track
+from .tracks import Tracks
+from .vit import create_vit, final_norm, first_tokens, rotary_tables
 
 
 class ChronoBackbone(
@@ -35,12 +38,15 @@ class ChronoBackbone(
     Args:
         config: What to build, a `ChronoConfig` or its dictionary.
         pretrained_vit: Whether timm fetches the ViT's own pretrained weights. Adapters are new: the identity.
+        backend: What the adapters' attention runs on, see `backend`.
 
     Raises:
         ValueError: The ViT is of a class that is not supported, or does not fit the configuration.
     """
 
-    def __init__(self, config: ChronoConfig | Mapping[str, Any], pretrained_vit: bool = False) -> None:
+    def __init__(
+        self, config: ChronoConfig | Mapping[str, Any], pretrained_vit: bool = False, backend: str = "auto"
+    ) -> None:
         super().__init__()
         self.config = config if isinstance(config, ChronoConfig) else ChronoConfig.from_dict(config)
         self.vit = create_vit(self.config.vit, self.config.vit_kwargs, pretrained_vit)
@@ -60,6 +66,7 @@ class ChronoBackbone(
             self.project = nn.Linear(dim, out_channels)
         self.visibility_head = VisibilityHead()
         self.grad_checkpointing = False
+        self.backend = backend
         self.vit.requires_grad_(not self.config.freeze_vit)
         self.eval()
 
@@ -77,6 +84,43 @@ class ChronoBackbone(
     def dtype(self) -> torch.dtype:
         return self.visibility_head.linear.weight.dtype
 
+    def feature_shape(self, grid: tuple[int, int]) -> tuple[int, int, int]:
+        """(C, h, w) of the features of a frame at a token grid."""
+        times = 2 if self.neck is not None else 1
+        return self.config.out_channels or self.vit.embed_dim, times * grid[0], times * grid[1]
+
+    @property
+    def backend(self) -> str:
+        """What the adapters' attention runs on: "auto", "torch" or "triton", a fused CUDA kernel.
+
+        "auto" takes the kernel only where it was measured to win. "triton" takes it or raises, in the call, with the
+        reason. The environment variable CHRONO_FEATURES_BACKEND overrides it. `backend_info` says what is used.
+        """
+        return self._backend
+
+    @backend.setter
+    def backend(self, backend: str) -> None:
+        if backend not in BACKENDS:
+            raise ValueError(f"backend={backend!r}; expected one of {', '.join(map(repr, BACKENDS))}")
+        if backend == "triton" and self.config.mixer != "attention":
+            raise ValueError(f"backend='triton' with mixer={self.config.mixer!r}; expected mixer='attention'")
+        self._backend = backend
+        for mixer in self._attention_mixers():
+            mixer.backend = backend
+
+    def backend_info(self) -> dict[str, str]:
+        """What each operation uses on the model's device and in its type, and why."""
+        attention = self._attention_mixers()
+        return {
+            "spatial attention": describe_spatial_attention(self.device),
+            "temporal attention": attention[0].backend_info() if attention else f"torch: mixer={self.config.mixer!r}",
+            "adapter convolutions": "torch: channels-last, the clip's norm folded into the first",
+            "matching": "torch: chunks within a memory budget",
+        }
+
+    def _attention_mixers(self) -> list[AttentionMixer]:
+        return [a.mixer for a in self.adapters.values() if isinstance(a.mixer, AttentionMixer)]
+
     def train(self, mode: bool = True) -> ChronoBackbone:
         """Like `nn.Module.train`, but a frozen ViT stays in eval mode."""
         super().train(mode)
@@ -88,24 +132,45 @@ class ChronoBackbone(
         """Trades time for memory in training: blocks and adapters are computed again in the backward pass."""
         self.grad_checkpointing = enable
 
+    def compile(self, **options: Any) -> None:  # type: ignore[override]
+        """Compiles blocks and adapters one by one, in place, for any number of frames.
+
+        Blocks share one compiled function and adapters another, so this starts sooner than compiling the whole model.
+
+        Args:
+            options: Keyword arguments of `torch.compile`.
+        """
+        for module in (*self.vit.blocks, *self.adapters.values()):
+            module.compile(**options)
+
     def forward(
         self,
         video: Tensor,  # (B, T, 3, H, W)
         grid: tuple[int, int] | None = None,
+        *,
+        max_frames_in_memory: int | None = None,
+        offload: str | os.PathLike[str] | None = None,
     ) -> Tensor:
         """Computes features.
 
         Args:
             video: uint8 0 … 255 or floating 0 … 1; any H, W; never changed in place.
             grid: Tokens per frame (rows, columns); None takes the configuration's.
+            max_frames_in_memory: For clips that do not fit: how many frames (of all clips of the batch together) are
+                in the network at a time. The features are the same; there are no gradients; the video may live on
+                another device than the model.
+            offload: Where the token stream and the features of such a clip are kept: None (the model's device), "cpu",
+                or a folder for memory-mapped files, which vanish with the tensor.
 
         Returns:
             (B, T, C, h, w), of unit length along C, h x w being the grid (twice the grid with `neck="x2"`).
 
         Raises:
-            ValueError: The video's shape, type or values, or the grid, are not as above.
+            ValueError: The video's shape, type or values, or another argument, are not as above.
         """
-        return self._features(video, grid, self.adapters)
+        if max_frames_in_memory is None and offload is None:
+            return self._features(video, grid, self.adapters)
+        return long_video.features(self, video, grid, max_frames_in_memory, offload)
 
     def vit_features(
         self,
@@ -115,12 +180,40 @@ class ChronoBackbone(
         """Like `forward` with every adapter switched off: the features that the ViT has of single frames."""
         return self._features(video, grid, nn.ModuleDict())
 
+    def iter_features(
+        self,
+        frames: Iterable[Tensor],  # (3, H, W) each
+        grid: tuple[int, int] | None = None,
+        *,
+        max_frames_in_memory: int = 64,
+        offload: str | os.PathLike[str] | None = None,
+    ) -> Iterator[Tensor]:
+        """Features of a video that is read while it is processed. See `chrono_features.long_video.iter_features`."""
+        return long_video.iter_features(self, frames, grid, max_frames_in_memory, offload)
+
+    def calibrate(
+        self,
+        video: Tensor,  # (B, T, 3, H, W)
+        grid: tuple[int, int] | None = None,
+        *,
+        max_frames_in_memory: int | None = None,
+    ) -> Tensor:
+        """Statistics of a clip for `stream`. See `chrono_features.long_video.calibrate`."""
+        return long_video.calibrate(self, video, grid, max_frames_in_memory)
+
+    def stream(self, stats: Tensor | None = None, **options: Any) -> long_video.FeatureStream:
+        """Frames in, features out. See `chrono_features.long_video.FeatureStream`."""
+        return long_video.FeatureStream(self, stats, **options)
+
     @torch.no_grad()
     def track(
         self,
         video: Tensor,  # (B, T, 3, H, W)
         queries: Tensor,  # (B, N, 3) (t, x, y)
         grid: tuple[int, int] | None = None,
+        *,
+        max_frames_in_memory: int | None = None,
+        offload: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> Tracks:
         """Tracks points through a video, without gradients.
@@ -128,7 +221,7 @@ class ChronoBackbone(
         Args:
             video: See `forward`.
             queries: A whole frame index, and x, y in pixels of `video`, for each point.
-            grid: See `forward`.
+            grid, max_frames_in_memory, offload: See `forward`.
             options: Further keyword arguments of `soft_argmax_track`, whose temperature and radius come from the
                 configuration.
 
@@ -138,19 +231,22 @@ class ChronoBackbone(
         Raises:
             ValueError: The video or the queries are not as expected; the message says what is.
         """
-        _check_video(video)
+        check_video(video)
         image_size = (video.shape[-2], video.shape[-1])
         queries = check_queries(queries, video.shape[0], video.shape[1], image_size)
         c = self.config
         options = {"temperature": c.temperature, "radius": c.radius, "visibility_head": self.visibility_head, **options}
-        return soft_argmax_track(self(video, grid), queries, image_size, **options)
+        features = self(video, grid, max_frames_in_memory=max_frames_in_memory, offload=offload)
+        return soft_argmax_track(features, queries.to(self.device), image_size, **options)
 
     @classmethod
-    def from_pretrained(cls, name: str, **options: Any) -> ChronoBackbone:  # type: ignore[override]
+    def from_pretrained(cls, name: str, *, backend: str = "auto", **options: Any) -> ChronoBackbone:  # type: ignore[override]
         """Loads a model by name. See `chrono_features.pretrained.load`, which says what `name` and `options` may be."""
         from .pretrained import load
 
-        return load(name, **options)
+        model = load(name, **options)
+        model.backend = backend
+        return model
 
     def save_pretrained(self, save_directory: Any, *, adapters_only: bool = False, **options: Any) -> str | None:  # type: ignore[override]
         """Writes config.json and model.safetensors. See `chrono_features.pretrained.save`."""
@@ -159,84 +255,76 @@ class ChronoBackbone(
         return save(self, save_directory, adapters_only=adapters_only, **options)
 
     def _features(self, video: Tensor, grid: tuple[int, int] | None, adapters: nn.ModuleDict) -> Tensor:
-        _check_video(video)
+        check_video(video)
         grid = self.config.grid if grid is None else check_grid(grid)
-        batch, count = video.shape[:2]
-        frames = self._prepare(video.flatten(0, 1), grid)
-        x, fine = self._embed(frames, grid)
-        for i, (block, rope) in enumerate(zip(self.vit.blocks, rotary_tables(self.vit, grid), strict=True)):
-            x = self._run(block, x, **rope)
+        x, fine = self.embed(video, grid)
+        for i, rope in enumerate(rotary_tables(self.vit, grid)):
+            x = self.run_block(i, x, rope)
             if (name := str(i)) in adapters:
-                x = self._adapt(adapters[name], x, (batch, count, *grid))
-        x = final_norm(self.vit)(x[:, self.vit.num_prefix_tokens :])
+                x = self.with_patches(x, self._run(adapters[name], self.patches(x, grid)))
+        return self.read_out(x, fine, grid)
+
+    def run_block(
+        self,
+        index: int,
+        x: Tensor,  # (B, T, tokens, C)
+        rope: Mapping[str, Tensor],
+    ) -> Tensor:
+        """One block of the ViT on every frame."""
+        with spatial_attention(x.device):
+            return self._run(self.vit.blocks[index], x.flatten(0, 1), **rope).unflatten(0, x.shape[:2])
+
+    def patches(
+        self,
+        x: Tensor,  # (B, T, tokens, C)
+        grid: tuple[int, int],
+    ) -> Tensor:
+        """A view of the patch tokens, (B, T, h, w, C), without class and register tokens."""
+        return x[:, :, self.vit.num_prefix_tokens :].unflatten(2, grid)
+
+    def with_patches(
+        self,
+        x: Tensor,  # (B, T, tokens, C)
+        patches: Tensor,  # (B, T, h, w, C)
+    ) -> Tensor:
+        """`x` with other patch tokens; class and register tokens pass by."""
+        prefix, patches = self.vit.num_prefix_tokens, patches.flatten(2, 3)
+        return torch.cat([x[:, :, :prefix], patches], dim=2) if prefix else patches
+
+    def read_out(
+        self,
+        x: Tensor,  # (B, T, tokens, C)
+        fine: Tensor | None,  # (B, T, 64, H / 4, W / 4)
+        grid: tuple[int, int],
+    ) -> Tensor:
+        """The features of what the last block returns, (B, T, C, h, w)."""
+        x = final_norm(self.vit)(self.patches(x, grid))
         if self.neck is not None:
-            tokens = rearrange(x, "n (h w) c -> n c h w", h=grid[0])
-            x = rearrange(self.neck(tokens, fine), "(b t) c h w -> b t c h w", b=batch)
+            tokens = rearrange(x, "b t h w c -> (b t) c h w")
+            x = self.neck(tokens, fine.flatten(0, 1)).unflatten(0, x.shape[:2])
         else:
-            x = x if self.project is None else self.project(x)
-            x = rearrange(x, "(b t) (h w) c -> b t c h w", b=batch, h=grid[0])
+            x = rearrange(x if self.project is None else self.project(x), "b t h w c -> b t c h w")
         wide = x.to(wide_dtype(x.dtype))
         return (wide / wide.square().sum(dim=2, keepdim=True).clamp(min=1e-6).sqrt()).to(x.dtype)
 
-    def _prepare(self, frames: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Frames (N, 3, H, W) resized to patch size x grid, normalised, in the model's type."""
-        sizes = [self.config.input_size, (self.patch_size[0] * grid[0], self.patch_size[1] * grid[1])]
-        mean, std = (
-            torch.tensor(v, device=frames.device).view(1, 3, 1, 1) for v in (self.config.mean, self.config.std)
-        )
-        prepared = []
-        for chunk in frames.split(PREPARED_TOGETHER):
-            chunk = chunk.to(wide_dtype(chunk.dtype, self.dtype))
-            if frames.dtype == torch.uint8:
-                chunk = chunk / 255
-            for size in sizes:
-                if size is not None and size != tuple(chunk.shape[-2:]):
-                    antialias = self.config.antialias
-                    chunk = F.interpolate(chunk, size, mode="bilinear", align_corners=False, antialias=antialias)
-            prepared.append(((chunk - mean) / std).to(self.dtype))
-        return torch.cat(prepared)
-
-    def _embed(self, frames: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-        """Prefix and patch tokens with their positions, (N, tokens, C), and stride-4 features for the neck."""
-        vit = self.vit
+    def embed(
+        self,
+        video: Tensor,  # (B, T, 3, H, W)
+        grid: tuple[int, int],
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the first block gets, (B, T, tokens, C), and stride-4 features for the neck, (B, T, 64, H / 4, W / 4)."""
+        frames = prepare_frames(video.flatten(0, 1), self.config, self.patch_size, grid, self.dtype)
         if self.stem is not None:
             x, fine = self.stem(frames)
             x = rearrange(x, "n c h w -> n (h w) c")
         else:
-            x = vit.patch_embed(frames).flatten(1, 2)
+            x = self.vit.patch_embed(frames).flatten(1, 2)
             fine = None if self.fine is None else self.fine(frames)
-        prefix = [token.expand(len(x), -1, -1) for token in (vit.cls_token, vit.reg_token) if token is not None]
-        position = position_table(vit, grid, self.config.pos_embed_resize)
-        if position is not None and vit.no_embed_class:
-            x = x + position
-        x = torch.cat([*prefix, x], dim=1) if prefix else x
-        if position is not None and not vit.no_embed_class:
-            x = x + position
-        return vit.norm_pre(vit.pos_drop(x)), fine
-
-    def _adapt(self, adapter: nn.Module, x: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-        """Applies an adapter to the patch tokens; class and register tokens pass by."""
-        prefix = self.vit.num_prefix_tokens
-        patches = self._run(adapter, x[:, prefix:].reshape(*shape, -1)).flatten(2, 3).flatten(0, 1)
-        return torch.cat([x[:, :prefix], patches], dim=1) if prefix else patches
+        x = first_tokens(self.vit, x, grid, self.config.pos_embed_resize).unflatten(0, video.shape[:2])
+        return x, None if fine is None or self.neck is None else fine.unflatten(0, video.shape[:2])
 
     def _run(self, module: nn.Module, x: Tensor, **options: Any) -> Tensor:
         # timm's own checkpointing lives in a method that walking the blocks bypasses.
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(module, x, use_reentrant=False, **options)
         return module(x, **options)
-
-
-def _check_video(video: Tensor) -> None:
-    if not isinstance(video, Tensor):
-        raise ValueError(f"video of type {type(video).__name__}; expected a torch.Tensor (B, T, 3, H, W)")
-    if video.ndim != 5 or video.shape[2] != 3 or 0 in video.shape:
-        raise ValueError(f"video of shape {tuple(video.shape)}; expected (B, T, 3, H, W), none of them 0")
-    if video.dtype != torch.uint8 and not video.is_floating_point():
-        raise ValueError(f"video of type {video.dtype}; expected uint8 0 … 255 or floating 0 … 1")
-    if video.is_floating_point() and not torch.compiler.is_compiling():
-        low, high = (v.item() for v in torch.aminmax(video))
-        if low != low or high != high:
-            raise ValueError("video holds NaN; expected values from 0 to 1")
-        if low < VALUE_RANGE[0] or high > VALUE_RANGE[1]:
-            raise ValueError(f"video with values from {low:.4g} to {high:.4g}; expected 0 … 1 (or uint8 0 … 255)")

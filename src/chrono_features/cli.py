@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .backbone import ChronoBackbone
-    from .tracking import Tracks
+    from .tracks import Tracks
     from .video import Video
 
 Item = TypeVar("Item")
@@ -351,7 +351,7 @@ def check_output(name: str, path: Path, suffixes: Iterable[str] | None, source: 
 def _track(
     video: Path, queries: str, out: Path | None, render: Path | None, model: str, device: str, **selection: int | None
 ) -> None:
-    from .tracking import check_queries
+    from .checks import check_queries
     from .video import VIDEO_FORMATS, write_video
     from .viz import draw_tracks
 

@@ -13,7 +13,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from .ops.matching import wide_dtype
+from .ops.dtypes import wide_dtype
 
 
 def create_vit(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> Any:
@@ -67,6 +67,24 @@ def position_table(vit: Any, grid: tuple[int, int], resize: str) -> Tensor | Non
         table = F.interpolate(table, grid, mode="bicubic", antialias=True)
     table = rearrange(table, "n c h w -> n (h w) c").to(vit.pos_embed.dtype)
     return torch.cat([vit.pos_embed[:, :prefix], table], dim=1)
+
+
+def first_tokens(
+    vit: Any,
+    patches: Tensor,  # (N, h * w, C)
+    grid: tuple[int, int],
+    resize: str,
+) -> Tensor:
+    """What the first block gets, (N, tokens, C): class and register tokens, patch tokens, and their positions."""
+    prefix = [token.expand(len(patches), -1, -1) for token in (vit.cls_token, vit.reg_token) if token is not None]
+    position = position_table(vit, grid, resize)
+    x = patches
+    if position is not None and vit.no_embed_class:
+        x = x + position
+    x = torch.cat([*prefix, x], dim=1) if prefix else x
+    if position is not None and not vit.no_embed_class:
+        x = x + position
+    return vit.norm_pre(vit.pos_drop(x))
 
 
 def rotary_tables(vit: Any, grid: tuple[int, int]) -> list[dict[str, Tensor]]:

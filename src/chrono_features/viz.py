@@ -14,7 +14,7 @@ from torch import Tensor
 from .video import video_extra
 
 if TYPE_CHECKING:
-    from .tracking import Tracks
+    from .tracks import Tracks
 
 SUPERSAMPLING = 2  # marks are drawn this much larger and averaged down, which smooths their edges
 # From dark to bright without a change of direction in lightness, so that it also reads in grey.

@@ -1,0 +1,418 @@
+"""The same network for clips that do not fit: frames flow through it in chunks.
+
+Frames meet in adapters only, in two ways. An adapter's window asks for a few frames before and after, which a `_Stage`
+holds back. The moments of a norm over the clip ask for all frames: before such an adapter the stream of tokens is
+stored as a whole, unless the moments are known. Everything else is frame by frame, so the features are those of the
+whole clip.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checks import check_video
+from .config import check_grid
+from .ops.clip_norm import Moments, clip_moments, frame_moments
+from .vit import rotary_tables
+
+if TYPE_CHECKING:
+    from .backbone import ChronoBackbone
+
+
+class FeatureStream:
+    """Frames in, features out, as they come: `features = stream(frames)`, and `stream.flush()` for the last ones.
+
+    A frame's features come `delay` frames later, when the frames after it in the windows of all adapters are known.
+    They are the features of the whole clip: exactly with `norm="token"`, and with `norm="clip"` if `stats` are the
+    clip's own.
+
+    Args:
+        model: The model.
+        stats: What `model.calibrate` returned for a clip like those to come, for `norm="clip"`.
+        grid: Tokens per frame; None takes the configuration's.
+        causal: Whether to answer at once, without the frames after. Exact for models trained so (`window=(n, 0)`).
+        force: Whether to do so with other models too, whose weights have never seen it.
+
+    Attributes:
+        delay: Frames between a frame and its features.
+
+    Raises:
+        ValueError: `stats` are missing, too many or misshapen, or `causal` is refused.
+    """
+
+    def __init__(
+        self,
+        model: ChronoBackbone,
+        stats: Tensor | None = None,  # (B or 1, adapters, 2)
+        *,
+        grid: tuple[int, int] | None = None,
+        causal: bool = False,
+        force: bool = False,
+    ) -> None:
+        config = model.config
+        self._grid = config.grid if grid is None else check_grid(grid)
+        self._model, self._moments = model, _check_stats(model, stats)
+        before, after = config.window
+        if causal and after and not force:
+            raise ValueError(
+                f"causal=True with window={config.window}: this model's frames see {after} frames after them; expected "
+                f"a model trained with window=({before}, 0), or force=True to run it without what it was trained to see"
+            )
+        # Cutting the window off is not enough: frames that come together must not see each other's future either.
+        self._one_by_one = bool(causal and after)
+        self._after = 0 if causal else after
+        self.delay = len(model.adapters) * self._after
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all frames: the next one starts another clip."""
+        self._stages = {
+            name: _Stage(self._model, name, self._grid, moments, self._after)
+            for name, moments in zip(self._model.adapters, self._moments, strict=True)
+        }
+        self._fine = _FrameQueue()
+        several = [len(moments.mean) for moments in self._moments if moments and len(moments.mean) > 1]
+        self._batch: int | None = several[0] if several else None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        frames: Tensor,  # (B, n, 3, H, W)
+    ) -> Tensor:
+        """Takes the next frames, any number of them; returns the features that are ready, (B, m, C, h, w), m >= 0.
+
+        Raises:
+            ValueError: The frames are not as `ChronoBackbone.forward` takes them, or the batch size changes.
+        """
+        check_video(frames)
+        if self._batch not in (None, len(frames)):
+            raise ValueError(f"frames of shape {tuple(frames.shape)}; expected B={self._batch}, as of earlier frames or stats")
+        self._batch = len(frames)
+        parts = frames.split(1, dim=1) if self._one_by_one else [frames]
+        return torch.cat([self._advance(*_embed(self._model, part, self._grid)) for part in parts], dim=1)
+
+    @torch.no_grad()
+    def flush(self) -> Tensor:
+        """Ends the clip: returns the features of the frames held back, (B, delay, C, h, w) or fewer, and resets."""
+        model = self._model
+        tokens = model.vit.num_prefix_tokens + self._grid[0] * self._grid[1]
+        nothing = torch.empty(self._batch or 1, 0, tokens, model.vit.embed_dim, device=model.device, dtype=model.dtype)
+        features = self._advance(nothing, None, last=True)
+        self.reset()
+        return features
+
+    def _advance(self, x: Tensor, fine: Tensor | None, last: bool = False) -> Tensor:
+        self._fine.append(fine)
+        for i, rope in enumerate(rotary_tables(self._model.vit, self._grid)):
+            x = self._model.run_block(i, x, rope) if x.shape[1] else x
+            if (name := str(i)) in self._stages:
+                x = self._stages[name].push(x, last)
+        if not x.shape[1]:
+            return x.new_empty(len(x), 0, *self._model.feature_shape(self._grid))
+        return self._model.read_out(x, self._fine.take(x.shape[1]), self._grid)
+
+
+def features(
+    model: ChronoBackbone,
+    video: Tensor,  # (B, T, 3, H, W)
+    grid: tuple[int, int] | None,
+    max_frames_in_memory: int | None,
+    offload: str | os.PathLike[str] | None,
+) -> Tensor:
+    """What `ChronoBackbone.forward` returns for a clip that does not fit. See there."""
+    check_video(video)
+    grid = model.config.grid if grid is None else check_grid(grid)
+    step = _check_step(max_frames_in_memory, len(video))
+    _check_offload(offload)
+    channels, height, width = model.feature_shape(grid)
+    # Channels last, as the network makes them: writing them is then a plain copy.
+    shape = (*video.shape[:2], height, width, channels)
+    out = _empty(shape, model.dtype, model.device, offload).permute(0, 1, 4, 2, 3)
+    done = 0
+    for chunk in _run(model, video.split(step, dim=1), grid, offload):
+        out[:, done : done + chunk.shape[1]] = chunk
+        done += chunk.shape[1]
+    return out
+
+
+def iter_features(
+    model: ChronoBackbone,
+    frames: Iterable[Tensor],  # (3, H, W) each
+    grid: tuple[int, int] | None = None,
+    max_frames_in_memory: int = 64,
+    offload: str | os.PathLike[str] | None = None,
+) -> Iterator[Tensor]:
+    """Features of a video that is read while it is processed, such as `video.iter_frames` gives it.
+
+    With `norm="clip"` nothing comes out before the last frame is read, because all frames share the norms' statistics;
+    with `norm="token"` features follow the frames.
+
+    Args:
+        model: The model.
+        frames: Frames (3, H, W), uint8 or floating 0 … 1. Read once, in order.
+        grid: Tokens per frame; None takes the configuration's.
+        max_frames_in_memory: Frames in the network at a time.
+        offload: Where the stream of tokens is stored: None (the model's device), "cpu", or a folder for
+            memory-mapped files.
+
+    Returns:
+        An iterator over the features of consecutive frames, (1, n, C, h, w), n <= `max_frames_in_memory`.
+
+    Raises:
+        ValueError: An argument or a frame is not as described.
+    """
+    grid = model.config.grid if grid is None else check_grid(grid)
+    step = _check_step(max_frames_in_memory, 1)
+    _check_offload(offload)
+    return _run(model, _batched(frames, step), grid, offload)
+
+
+def calibrate(
+    model: ChronoBackbone,
+    video: Tensor,  # (B, T, 3, H, W)
+    grid: tuple[int, int] | None = None,
+    max_frames_in_memory: int | None = None,
+) -> Tensor:
+    """The mean and variance that each adapter's norm has over a clip, for `FeatureStream`.
+
+    Returns:
+        (B, adapters, 2), in float32 (float64 for a model in float64).
+
+    Raises:
+        ValueError: The model has no norm over clips, or an argument is not as `ChronoBackbone.forward` takes it.
+    """
+    if not _has_clip_norm(model):
+        raise ValueError(f"norm={model.config.norm!r}, or no adapters: there is nothing to calibrate, stream() needs none")
+    check_video(video)
+    grid = model.config.grid if grid is None else check_grid(grid)
+    step = video.shape[1] if max_frames_in_memory is None else _check_step(max_frames_in_memory, len(video))
+    found: list[Moments] = []
+    for _ in _run(model, video.split(step, dim=1), grid, None, found):
+        break  # the last adapter's moments are known before the first features
+    return torch.stack([torch.stack(tuple(moments), dim=-1) for moments in found], dim=1)
+
+
+class _Stage:
+    """One adapter in a stream of tokens: frames go in as they come, and out once those after them are known."""
+
+    def __init__(
+        self, model: ChronoBackbone, name: str, grid: tuple[int, int], moments: Moments | None, after: int
+    ) -> None:
+        self._model, self._adapter, self._grid, self._moments = model, model.adapters[name], grid, moments
+        self._before, self._after = model.config.window[0], after
+        self._waiting = _FrameQueue()  # tokens of the frames that have not come out
+        self._coarse: Tensor | None = None  # of the last frames that are still in a window
+        self._first = self._next = self._end = 0  # frame of `_coarse[:, 0]`; frame to come out; frame to come in
+
+    def push(
+        self,
+        x: Tensor,  # (B, n, tokens, C)
+        last: bool = False,
+    ) -> Tensor:
+        """Takes n frames; returns those that are ready, (B, m, tokens, C). `last`: there are none after them."""
+        if x.shape[1]:
+            moments = self._moments and Moments(*(m.expand(len(x)) for m in self._moments))
+            coarse = self._adapter.down(self._model.patches(x, self._grid), moments)
+            self._coarse = coarse if self._coarse is None else torch.cat([self._coarse, coarse], dim=1)
+            self._waiting.append(x)
+            self._end += x.shape[1]
+        ready = self._end if last else self._end - self._after
+        if ready <= self._next or self._coarse is None:
+            return x[:, :0]
+        seen = self._coarse[:, : min(ready + self._after, self._end) - self._first]
+        mixed = self._adapter.mixer(seen)[:, self._next - self._first : ready - self._first]
+        x = self._waiting.take(ready - self._next)
+        x = self._model.with_patches(x, self._adapter.up(mixed, self._model.patches(x, self._grid)))
+        self._next = ready
+        keep = max(ready - self._before, 0)
+        self._coarse = self._coarse[:, max(keep - self._first, 0) :].clone()  # a view would hold the whole
+        self._first = max(keep, self._first)
+        return x
+
+    def through(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """All chunks of a clip, through this stage."""
+        chunk = None
+        for chunk in chunks:
+            if (out := self.push(chunk)).shape[1]:
+                yield out
+        if chunk is not None and (out := self.push(chunk[:, :0], last=True)).shape[1]:
+            yield out
+
+
+class _FrameQueue:
+    """A stream of frames, stored in the chunks in which they come: on their device, on the host or in files."""
+
+    def __init__(self, offload: str | os.PathLike[str] | None = None) -> None:
+        self._offload = offload
+        self._chunks: deque[Tensor] = deque()
+        self._device: torch.device | None = None
+        self._largest = 0
+
+    def append(self, chunk: Tensor | None) -> None:  # (B, n, ...)
+        if chunk is None:
+            return
+        self._device, self._largest = chunk.device, max(self._largest, chunk.shape[1])
+        if self._offload is not None:
+            stored = _empty(chunk.shape, chunk.dtype, chunk.device, self._offload)
+            chunk = stored.copy_(chunk)
+        self._chunks.append(chunk)
+
+    def take(self, count: int) -> Tensor | None:  # (B, count, ...)
+        """Removes and returns the first `count` frames; None from a queue without any."""
+        taken = []
+        while count and self._chunks:
+            chunk = self._chunks.popleft()
+            if chunk.shape[1] > count:
+                self._chunks.appendleft(chunk[:, count:])
+                chunk = chunk[:, :count]
+            taken.append(chunk.to(self._device))
+            count -= chunk.shape[1]
+        if not taken:
+            return None
+        return taken[0] if len(taken) == 1 else torch.cat(taken, dim=1)
+
+    def drain(self) -> Iterator[Tensor]:
+        """Removes and yields all frames, in chunks as large as the largest that came."""
+        while (chunk := self.take(self._largest)) is not None:
+            yield chunk
+
+
+@torch.no_grad()
+def _run(
+    model: ChronoBackbone,
+    chunks: Iterable[Tensor],  # (B, n, 3, H, W) each
+    grid: tuple[int, int],
+    offload: str | os.PathLike[str] | None,
+    found: list[Moments] | None = None,
+) -> Iterator[Tensor]:
+    """The network as a chain of generators. Yields (B, n, C, h, w); adds each adapter's moments to `found`."""
+    fine = _FrameQueue(offload)
+    x = _embedded(model, chunks, grid, fine)
+    ropes = rotary_tables(model.vit, grid)
+    done = 0
+    for name, adapter in model.adapters.items():
+        x = _through_blocks(model, x, range(done, done := int(name) + 1), ropes)
+        moments = None
+        if adapter.norm_of_clip:
+            x, moments = _stored(model, x, grid, offload)
+            if found is not None:
+                found.append(moments)
+        x = _Stage(model, name, grid, moments, model.config.window[1]).through(x)
+    for chunk in _through_blocks(model, x, range(done, len(ropes)), ropes):
+        yield model.read_out(chunk, fine.take(chunk.shape[1]), grid)
+
+
+def _embedded(
+    model: ChronoBackbone, chunks: Iterable[Tensor], grid: tuple[int, int], fine: _FrameQueue
+) -> Iterator[Tensor]:
+    for chunk in chunks:
+        x, chunk_fine = _embed(model, chunk, grid)
+        fine.append(chunk_fine)
+        yield x
+
+
+def _embed(model: ChronoBackbone, chunk: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    return model.embed(chunk.to(model.device), grid)
+
+
+def _through_blocks(
+    model: ChronoBackbone, chunks: Iterable[Tensor], blocks: Iterable[int], ropes: list[dict[str, Tensor]]
+) -> Iterator[Tensor]:
+    for x in chunks:
+        for i in blocks:
+            x = model.run_block(i, x, ropes[i])
+        yield x
+
+
+def _stored(
+    model: ChronoBackbone, chunks: Iterable[Tensor], grid: tuple[int, int], offload: str | os.PathLike[str] | None
+) -> tuple[Iterator[Tensor], Moments]:
+    """Runs everything so far on all frames; returns them, and their moments."""
+    store, frames = _FrameQueue(offload), []
+    for x in chunks:
+        frames.append(frame_moments(model.patches(x, grid)))
+        store.append(x)
+    mean, variance = (torch.cat(v, dim=1) for v in zip(*frames, strict=True))
+    return store.drain(), clip_moments(Moments(mean, variance))
+
+
+def _batched(frames: Iterable[Tensor], step: int) -> Iterator[Tensor]:
+    """(1, n, 3, H, W) each."""
+    waiting: list[Tensor] = []
+    count = 0
+    for count, frame in enumerate(frames, 1):
+        if not isinstance(frame, Tensor) or frame.ndim != 3:
+            got = tuple(frame.shape) if isinstance(frame, Tensor) else type(frame).__name__
+            raise ValueError(f"frame {count - 1} is {got}; expected a torch.Tensor (3, H, W)")
+        waiting.append(frame)
+        if len(waiting) == step:
+            yield _video(waiting)
+            waiting = []
+    if waiting:
+        yield _video(waiting)
+    if not count:
+        raise ValueError("frames holds no frame; expected at least one")
+
+
+def _video(frames: list[Tensor]) -> Tensor:
+    video = torch.stack(frames)[None]
+    check_video(video)
+    return video
+
+
+def _empty(
+    shape: Iterable[int], dtype: torch.dtype, device: torch.device, offload: str | os.PathLike[str] | None
+) -> Tensor:
+    """An uninitialised tensor on `device`, on the host or in a temporary file that vanishes with it."""
+    shape = tuple(shape)
+    if offload is None or offload == "cpu":
+        return torch.empty(shape, dtype=dtype, device=device if offload is None else "cpu")
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    with tempfile.TemporaryFile(dir=offload) as file:
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash on writing
+            os.posix_fallocate(file.fileno(), 0, size)
+        buffer = np.memmap(file, np.uint8, "r+" if hasattr(os, "posix_fallocate") else "w+", shape=(size,))
+    return torch.from_numpy(buffer).view(dtype).view(shape)
+
+
+def _has_clip_norm(model: ChronoBackbone) -> bool:
+    return any(adapter.norm_of_clip for adapter in model.adapters.values())
+
+
+def _check_step(max_frames_in_memory: int | None, batch: int) -> int:
+    """Frames of each clip at a time."""
+    value = max_frames_in_memory
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"max_frames_in_memory={value!r}; expected a positive whole number of frames")
+    return max(1, value // batch)
+
+
+def _check_offload(offload: str | os.PathLike[str] | None) -> None:
+    if offload is not None and offload != "cpu" and not Path(offload).is_dir():
+        raise ValueError(f"offload={os.fspath(offload)!r}; expected None, 'cpu' or an existing folder")
+
+
+def _check_stats(model: ChronoBackbone, stats: Tensor | None) -> list[Moments | None]:
+    """One item for every adapter."""
+    count = len(model.adapters)
+    if not _has_clip_norm(model):
+        if stats is not None:
+            raise ValueError("stats given; expected None, as this model has no norm over clips")
+        return [None] * count
+    if not isinstance(stats, Tensor) or stats.ndim != 3 or stats.shape[1:] != (count, 2):
+        got = "None" if stats is None else f"of shape {tuple(getattr(stats, 'shape', ()))}"
+        raise ValueError(
+            f"stats {got}; expected what model.calibrate(video) returns, (B or 1, {count}, 2), "
+            "as norm='clip' takes its mean and variance over a whole clip"
+        )
+    stats = stats.to(model.device)
+    return [Moments(*stats[:, i].unbind(-1)) for i in range(count)]

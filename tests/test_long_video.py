@@ -1,0 +1,253 @@
+import copy
+import gc
+import itertools
+
+import pytest
+import torch
+
+from chrono_features import grid_queries
+from chrono_features.ops.clip_norm import clip_moments, frame_moments
+
+VARIANTS = [
+    {},
+    {"norm": "token"},
+    {"mixer": "conv1d", "window": (3, 1)},
+    {"mixer": "conv3d", "norm": "token", "window": (0, 2)},
+    {"norm": "token", "window": (2, 0)},
+    {"adapter_blocks": (2,)},
+    {"adapter_blocks": (0,), "window": (9, 9)},
+    {"adapter_blocks": "none"},
+    {"stem": "conv", "neck": "x2", "out_channels": 6},
+    {"neck": "x2", "norm": "token"},
+]
+
+
+@pytest.fixture
+def model(small_model):
+    return lambda **changes: small_model(**changes).double()
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@pytest.mark.parametrize("at_a_time", [1, 4, 11, 100])
+@torch.no_grad()
+def test_chunks_give_the_features_of_the_whole_clip(model, clip, options, at_a_time):
+    network, video = model(**options), clip(1, 11).double()
+    features = network(video, max_frames_in_memory=at_a_time)
+    torch.testing.assert_close(features, network(video), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_float32_and_batches_and_other_grids(small_model, clip):
+    network, video = small_model(), clip(3, 7, 40, 50)
+    for grid in (None, (5, 7)):
+        features = network(video, grid, max_frames_in_memory=6)
+        torch.testing.assert_close(features, network(video, grid), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("where", ["cpu", "folder"])
+@torch.no_grad()
+def test_offloading_changes_nothing_and_leaves_no_files(small_model, clip, tmp_path, where, dtype):
+    network, video = small_model(neck="x2").to(dtype), clip(1, 9)
+    kept = network(video, max_frames_in_memory=4)
+    features = network(video, max_frames_in_memory=4, offload=tmp_path if where == "folder" else where)
+    assert features.dtype == dtype and torch.equal(features, kept)
+    del features
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
+def test_a_folder_holds_the_streams(small_model, clip, tmp_path, monkeypatch):
+    """What is offloaded lies in the folder that was named, while it is needed."""
+    import tempfile
+
+    folders = []
+    original = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: folders.append(dir) or original(dir=dir))
+    small_model()(clip(1, 8), max_frames_in_memory=4, offload=tmp_path)
+    assert folders == [tmp_path] * 6  # the features, and the stream before each adapter, in two and in three chunks
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "token"}, {"neck": "x2"}])
+@torch.no_grad()
+def test_iterators_give_the_features_of_the_whole_clip(model, clip, options):
+    network, video = model(**options), clip(1, 11).double()
+    chunks = list(network.iter_features(iter(video[0]), max_frames_in_memory=4))
+    assert all(chunk.shape[1] <= 4 for chunk in chunks)
+    torch.testing.assert_close(torch.cat(chunks, dim=1), network(video), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_iterators_read_as_they_go(small_model, clip):
+    """Features follow the frames with norm="token", and come after all of them with norm="clip"."""
+    for norm, expected in (("token", 8), ("clip", 20)):
+        read = []
+        frames = (read.append(i) or frame for i, frame in enumerate(clip(1, 20)[0]))
+        next(small_model(norm=norm).iter_features(frames, max_frames_in_memory=4))
+        assert len(read) == expected  # two adapters with two frames after, in chunks of four
+
+
+@torch.no_grad()
+def test_track_in_chunks(small_model, clip, tmp_path):
+    network, video, queries = small_model(), clip(2, 7), grid_queries(3, (32, 32), t=2)
+    expected = network.track(video, queries)
+    for options in ({"max_frames_in_memory": 4}, {"max_frames_in_memory": 3, "offload": tmp_path}):
+        tracks = network.track(video, queries, **options)
+        torch.testing.assert_close(tracks.xy, expected.xy, rtol=0, atol=1e-3)
+        assert torch.equal(tracks.visible, expected.visible)
+
+
+# --- Streams ----------------------------------------------------------------------------------------------------------
+
+
+def run(stream, video, sizes=(1,)):
+    """All features of a clip, pushed in pieces of these sizes, one after the other."""
+    out, start = [], 0
+    for size in itertools.cycle(sizes):
+        if start >= video.shape[1]:
+            break
+        out.append(stream(video[:, start : start + size]))
+        start += size
+    return torch.cat([*out, stream.flush()], dim=1), [o.shape[1] for o in out]
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@pytest.mark.parametrize("sizes", [(1,), (3, 1, 5), (20,)])
+@torch.no_grad()
+def test_streams_give_the_features_of_the_whole_clip(model, clip, options, sizes):
+    network, video = model(**options), clip(2, 11).double()
+    clip_norm = "adapter_blocks" not in options or options["adapter_blocks"] != "none"
+    clip_norm &= options.get("norm", "clip") == "clip"
+    stream = network.stream(network.calibrate(video) if clip_norm else None)
+    for _ in range(2):  # the second clip starts afresh
+        features, _ = run(stream, video, sizes)
+        torch.testing.assert_close(features, network(video), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_the_delay_is_what_it_says(model, clip):
+    network = model(norm="token", window=(3, 2))
+    stream = network.stream()
+    assert stream.delay == 4
+    _, counts = run(stream, clip(1, 9).double())
+    assert counts == [0, 0, 0, 0, 1, 1, 1, 1, 1]
+    assert model(norm="token", window=(3, 0)).stream().delay == 0
+
+
+@torch.no_grad()
+def test_short_clips_and_empty_ones(model, clip):
+    network = model(norm="token")
+    features, _ = run(network.stream(), clip(1, 2).double())
+    torch.testing.assert_close(features, network(clip(1, 2).double()), rtol=0, atol=1e-12)
+    assert network.stream().flush().shape == (1, 0, 16, 8, 8)
+
+
+@torch.no_grad()
+def test_reset_forgets(model, clip):
+    network, video = model(norm="token"), clip(1, 5).double()
+    stream = network.stream(grid=(4, 6))
+    stream(clip(3, 3, seed=1).double())
+    stream.reset()
+    torch.testing.assert_close(run(stream, video)[0], network(video, (4, 6)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mixer", ["attention", "conv1d"])
+@torch.no_grad()
+def test_a_forced_causal_stream_knows_no_future(model, clip, mixer):
+    network, video = model(norm="token", mixer=mixer), clip(1, 8).double()
+    with pytest.raises(ValueError, match=r"causal=True with window=\(2, 2\).*window=\(2, 0\).*force=True"):
+        network.stream(causal=True)
+    stream = network.stream(causal=True, force=True)
+    assert stream.delay == 0
+    features, counts = run(stream, video)
+    assert counts == [1] * 8
+    together, _ = run(stream, video, (8,))  # frames that come together do not see each other's future
+    torch.testing.assert_close(together, features, rtol=0, atol=1e-12)
+    other = video.clone()
+    other[:, 5:] = 1 - other[:, 5:]
+    moved = (run(stream, other)[0] - features).abs().amax(dim=(0, 2, 3, 4)) > 1e-9
+    assert moved.tolist() == [False] * 5 + [True] * 3
+    if mixer == "attention":  # causal windows and weights trained with both sides are the same module
+        one_sided = copy.deepcopy(network)
+        for adapter in one_sided.adapters.values():
+            adapter.mixer.window = (2, 0)
+        torch.testing.assert_close(features, one_sided(video), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_causal_models_stream_without_force(model, clip):
+    network, video = model(norm="token", window=(3, 0)), clip(1, 6).double()
+    torch.testing.assert_close(run(network.stream(causal=True), video)[0], network(video), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_calibration_holds_the_moments_of_each_adapter(model, clip):
+    network, video = model(), clip(2, 6).double()
+    seen = []
+    for adapter in network.adapters.values():
+        adapter.register_forward_pre_hook(lambda _, args: seen.append(clip_moments(frame_moments(args[0]))))
+    stats = network.calibrate(video, max_frames_in_memory=4)
+    network(video)
+    expected = torch.stack([torch.stack(tuple(m), dim=-1) for m in seen], dim=1)
+    assert stats.shape == (2, 2, 2)
+    torch.testing.assert_close(stats, expected, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_one_clips_statistics_serve_a_batch(model, clip):
+    network, video = model(), clip(2, 5).double()
+    stats = network.calibrate(video[:1])
+    together, _ = run(network.stream(stats), video)
+    alone = torch.cat([run(network.stream(stats), v[None])[0] for v in video])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, None])
+def test_bad_chunk_sizes(small_model, clip, value):
+    with pytest.raises(ValueError, match=f"max_frames_in_memory={value!r}; expected a positive whole number"):
+        small_model()(clip(), max_frames_in_memory=value, offload="cpu")
+    with pytest.raises(ValueError, match="max_frames_in_memory"):
+        small_model().iter_features(iter(clip()[0]), max_frames_in_memory=value)
+
+
+def test_bad_folders(small_model, clip, tmp_path):
+    for offload in (tmp_path / "missing", "cuda:7"):
+        with pytest.raises(ValueError, match="offload=.*existing folder"):
+            small_model()(clip(), max_frames_in_memory=2, offload=offload)
+
+
+def test_bad_frames(small_model, clip):
+    network = small_model(norm="token")
+    for frames, message in (
+        ([], "frames holds no frame"),
+        ([clip()[0]], r"frame 0 is \(3, 3, 32, 32\); expected"),
+        ([None], "frame 0 is NoneType; expected"),
+        ([clip()[0, 0] + 2], "video with values"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            list(network.iter_features(frames))
+    with pytest.raises(ValueError, match="frames holds no frame"):
+        list(small_model().iter_features([]))
+
+
+def test_bad_streams(small_model, clip):
+    network = small_model()
+    for stats in (None, torch.zeros(1, 3, 2), torch.zeros(2, 2)):
+        with pytest.raises(ValueError, match=r"stats .*expected what model.calibrate\(video\) returns, \(B or 1, 2, 2\)"):
+            network.stream(stats)
+    with pytest.raises(ValueError, match="stats given; expected None"):
+        small_model(norm="token").stream(torch.zeros(1, 2, 2))
+    with pytest.raises(ValueError, match="norm='token'.*nothing to calibrate"):
+        small_model(norm="token").calibrate(clip())
+    stream = small_model(norm="token").stream()
+    stream(clip(2, 3))
+    with pytest.raises(ValueError, match="expected B=2, as of earlier frames"):
+        stream(clip(1, 3))
+    with pytest.raises(ValueError, match="expected B=2, as of .* stats"):
+        network.stream(torch.ones(2, 2, 2))(clip(3, 1))
+    with pytest.raises(ValueError, match="grid="):
+        network.stream(torch.zeros(1, 2, 2), grid=(0, 1))
