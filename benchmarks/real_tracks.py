@@ -40,7 +40,7 @@ def evaluate(track: Tracker, path: Path) -> dict[str, dict[str, float]]:
         occluded = np.zeros(tracks.xy.shape[:2], bool) if tracks.visible is None else ~tracks.visible.numpy()
         truth, prediction = (video.xy[kept], video.occluded[kept]), (tracks.xy.double().numpy(), occluded)
         results[video.name] = tapvid_metrics(queries[:, 0], *truth, *prediction, mode="first", valid=video.valid[kept])
-        results[video.name]["seconds_per_frame"] = seconds / len(video.frames)
+        results[video.name] |= {"seconds_per_frame": seconds / len(video.frames), "frames": len(video.frames)}
     return results
 
 

@@ -237,7 +237,9 @@ def test_bad_frames(small_model, clip):
 def test_bad_streams(small_model, clip):
     network = small_model()
     for stats in (None, torch.zeros(1, 3, 2), torch.zeros(2, 2)):
-        with pytest.raises(ValueError, match=r"stats .*expected what model.calibrate\(video\) returns, \(B or 1, 2, 2\)"):
+        with pytest.raises(
+            ValueError, match=r"stats .*expected what model.calibrate\(video\) returns, \(B or 1, 2, 2\)"
+        ):
             network.stream(stats)
     with pytest.raises(ValueError, match="stats given; expected None"):
         small_model(norm="token").stream(torch.zeros(1, 2, 2))

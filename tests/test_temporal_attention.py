@@ -176,9 +176,15 @@ def test_gradients_equal_the_twin(device, frames, expanded):
 
 
 @pytest.mark.parametrize("wanted", [("x",), ("qkv_weight", "proj_bias"), ("norm_bias",)])
-def test_only_wanted_gradients_are_made(device, wanted):
+def test_only_wanted_gradients_are_made(device, wanted, monkeypatch):
     tensors = draw(1, 5, 2, 2, 16, device=device)
     every = gradients(tensors, 2, (6, 6), "torch")
+
+    def twin(*arguments):
+        assert [name for name, t in zip(NAMES, arguments, strict=False) if t.requires_grad] == list(wanted)
+        return plain_temporal_attention(*arguments)
+
+    monkeypatch.setattr(module, "plain_temporal_attention", twin)
     for name, expected, grad in zip(NAMES, every, gradients(tensors, 2, (6, 6), "triton", wanted=wanted), strict=True):
         assert (grad is not None) == (name in wanted)
         if grad is not None:
@@ -233,6 +239,18 @@ def test_parameters_may_be_wider_than_x(device, autocast, backend):
     for name, leaf, grad in zip(NAMES, leaves, expected, strict=True):
         difference = (leaf.grad.float() - grad).norm() / grad.norm()
         assert difference < 5e-3, (name, difference)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_float32_norm_stays_float32(device, backend):
+    tensors = draw(2, 9, 3, 2, 16, device=device)
+    wanted = ("norm_weight", "norm_bias")
+    expected = gradients(tensors, 2, (6, 6), "torch", torch.full_like(tensors[0], 1000), wanted)
+    tensors[0] = tensors[0].half()
+    grads = gradients(tensors, 2, (6, 6), backend, torch.full_like(tensors[0], 1000), wanted)
+    for a, b in zip(grads[1:3], expected[1:3], strict=True):
+        assert b.abs().max() > torch.finfo(torch.float16).max
+        assert (a - b).norm() < 5e-3 * b.norm()
 
 
 def test_the_kernel_keeps_the_type_of_x_under_another_autocast(device):
@@ -352,10 +370,10 @@ def test_triton_by_name_needs_triton(monkeypatch):
 
 
 def test_unknown_names(monkeypatch):
-    with pytest.raises(ValueError, match="backend='cuda'; expected auto, torch, triton"):
+    with pytest.raises(ValueError, match="backend='cuda'; expected one of 'auto', 'torch', 'triton'"):
         choose_backend("cuda", CPU, torch.float32, 128, 4)
     monkeypatch.setenv(module.BACKEND_VARIABLE, "fast")
-    with pytest.raises(ValueError, match="CHRONO_FEATURES_BACKEND='fast'; expected auto, torch, triton"):
+    with pytest.raises(ValueError, match="CHRONO_FEATURES_BACKEND='fast'; expected one of 'auto'"):
         choose_backend("torch", CPU, torch.float32, 128, 4)
 
 

@@ -70,11 +70,12 @@ class TemporalAdapter(nn.Module):
             moments: Mean and variance for the norm of a clip, (B,), where `x` is only a part of it.
         """
         # Tokens are channels-last already: these permutations are views that convolutions take as channels_last.
-        if isinstance(self.norm, ClipNorm):
+        norm, conv = self.norm, self.conv_in
+        if isinstance(norm, ClipNorm):
             moments = clip_moments(frame_moments(x)) if moments is None else moments
-            y = normed_conv2d(x, moments, self.norm.weight, self.norm.bias, self.conv_in.weight, self.conv_in.bias)
+            y = normed_conv2d(x, moments, norm.weight, norm.bias, conv.weight, conv.bias)
         else:
-            y = self.conv_in(self.norm(x).flatten(0, 1).permute(0, 3, 1, 2))
+            y = conv(norm(x).flatten(0, 1).permute(0, 3, 1, 2))
         y = F.relu(y, inplace=True)
         margin = (0, -y.shape[-1] % self.stride, 0, -y.shape[-2] % self.stride)
         y = self.pool(F.pad(y, margin, mode="replicate") if any(margin) else y)

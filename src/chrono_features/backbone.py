@@ -109,14 +109,10 @@ class ChronoBackbone(
             mixer.backend = backend
 
     def backend_info(self) -> dict[str, str]:
-        """What each operation uses on the model's device and in its type, and why."""
-        attention = self._attention_mixers()
-        return {
-            "spatial attention": describe_spatial_attention(self.device),
-            "temporal attention": attention[0].backend_info() if attention else f"torch: mixer={self.config.mixer!r}",
-            "adapter convolutions": "torch: channels-last, the clip's norm folded into the first",
-            "matching": "torch: chunks within a memory budget",
-        }
+        """What the operations that have a choice use on the model's device and in its type, and why."""
+        mixers = self._attention_mixers()
+        temporal = mixers[0].backend_info() if mixers else "none: no adapters with attention"
+        return {"spatial attention": describe_spatial_attention(self.device), "temporal attention": temporal}
 
     def _attention_mixers(self) -> list[AttentionMixer]:
         return [a.mixer for a in self.adapters.values() if isinstance(a.mixer, AttentionMixer)]
@@ -198,7 +194,7 @@ class ChronoBackbone(
         *,
         max_frames_in_memory: int | None = None,
     ) -> Tensor:
-        """Statistics of a clip for `stream`. See `chrono_features.long_video.calibrate`."""
+        """The adapters' statistics over a clip, for `stream`. See `chrono_features.long_video.calibrate`."""
         return long_video.calibrate(self, video, grid, max_frames_in_memory)
 
     def stream(self, stats: Tensor | None = None, **options: Any) -> long_video.FeatureStream:
@@ -299,7 +295,7 @@ class ChronoBackbone(
     ) -> Tensor:
         """The features of what the last block returns, (B, T, C, h, w)."""
         x = final_norm(self.vit)(self.patches(x, grid))
-        if self.neck is not None:
+        if self.neck is not None and fine is not None:
             tokens = rearrange(x, "b t h w c -> (b t) c h w")
             x = self.neck(tokens, fine.flatten(0, 1)).unflatten(0, x.shape[:2])
         else:
@@ -312,7 +308,7 @@ class ChronoBackbone(
         video: Tensor,  # (B, T, 3, H, W)
         grid: tuple[int, int],
     ) -> tuple[Tensor, Tensor | None]:
-        """What the first block gets, (B, T, tokens, C), and stride-4 features for the neck, (B, T, 64, H / 4, W / 4)."""
+        """What the first block gets, (B, T, tokens, C), and fine features for a neck, (B, T, 64, H / 4, W / 4)."""
         frames = prepare_frames(video.flatten(0, 1), self.config, self.patch_size, grid, self.dtype)
         if self.stem is not None:
             x, fine = self.stem(frames)

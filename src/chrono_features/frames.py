@@ -29,8 +29,6 @@ def prepare_frames(
             chunk = chunk / 255
         for size in sizes:
             if size is not None and size != tuple(chunk.shape[-2:]):
-                chunk = F.interpolate(
-                    chunk, size, mode="bilinear", align_corners=False, antialias=config.antialias
-                )
+                chunk = F.interpolate(chunk, size, mode="bilinear", align_corners=False, antialias=config.antialias)
         prepared.append(((chunk - mean) / std).to(dtype))
     return torch.cat(prepared)

@@ -13,7 +13,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -95,7 +95,9 @@ class FeatureStream:
         """
         check_video(frames)
         if self._batch not in (None, len(frames)):
-            raise ValueError(f"frames of shape {tuple(frames.shape)}; expected B={self._batch}, as of earlier frames or stats")
+            raise ValueError(
+                f"frames of shape {tuple(frames.shape)}; expected B={self._batch}, as of earlier frames or stats"
+            )
         self._batch = len(frames)
         parts = frames.split(1, dim=1) if self._one_by_one else [frames]
         return torch.cat([self._advance(*_embed(self._model, part, self._grid)) for part in parts], dim=1)
@@ -111,14 +113,15 @@ class FeatureStream:
         return features
 
     def _advance(self, x: Tensor, fine: Tensor | None, last: bool = False) -> Tensor:
-        self._fine.append(fine)
+        if fine is not None:
+            self._fine.append(fine)
         for i, rope in enumerate(rotary_tables(self._model.vit, self._grid)):
             x = self._model.run_block(i, x, rope) if x.shape[1] else x
             if (name := str(i)) in self._stages:
                 x = self._stages[name].push(x, last)
         if not x.shape[1]:
             return x.new_empty(len(x), 0, *self._model.feature_shape(self._grid))
-        return self._model.read_out(x, self._fine.take(x.shape[1]), self._grid)
+        return self._model.read_out(x, self._fine.take_if_any(x.shape[1]), self._grid)
 
 
 def features(
@@ -191,7 +194,9 @@ def calibrate(
         ValueError: The model has no norm over clips, or an argument is not as `ChronoBackbone.forward` takes it.
     """
     if not _has_clip_norm(model):
-        raise ValueError(f"norm={model.config.norm!r}, or no adapters: there is nothing to calibrate, stream() needs none")
+        raise ValueError(
+            f"norm={model.config.norm!r}, or no adapters: there is nothing to calibrate, stream() needs none"
+        )
     check_video(video)
     grid = model.config.grid if grid is None else check_grid(grid)
     step = video.shape[1] if max_frames_in_memory is None else _check_step(max_frames_in_memory, len(video))
@@ -207,7 +212,8 @@ class _Stage:
     def __init__(
         self, model: ChronoBackbone, name: str, grid: tuple[int, int], moments: Moments | None, after: int
     ) -> None:
-        self._model, self._adapter, self._grid, self._moments = model, model.adapters[name], grid, moments
+        self._model, self._grid, self._moments = model, grid, moments
+        self._adapter: Any = model.adapters[name]
         self._before, self._after = model.config.window[0], after
         self._waiting = _FrameQueue()  # tokens of the frames that have not come out
         self._coarse: Tensor | None = None  # of the last frames that are still in a window
@@ -257,17 +263,15 @@ class _FrameQueue:
         self._device: torch.device | None = None
         self._largest = 0
 
-    def append(self, chunk: Tensor | None) -> None:  # (B, n, ...)
-        if chunk is None:
-            return
+    def append(self, chunk: Tensor) -> None:  # (B, n, ...)
         self._device, self._largest = chunk.device, max(self._largest, chunk.shape[1])
         if self._offload is not None:
             stored = _empty(chunk.shape, chunk.dtype, chunk.device, self._offload)
             chunk = stored.copy_(chunk)
         self._chunks.append(chunk)
 
-    def take(self, count: int) -> Tensor | None:  # (B, count, ...)
-        """Removes and returns the first `count` frames; None from a queue without any."""
+    def take(self, count: int) -> Tensor:  # (B, count, ...)
+        """Removes and returns the first `count` frames, or what there is."""
         taken = []
         while count and self._chunks:
             chunk = self._chunks.popleft()
@@ -276,14 +280,16 @@ class _FrameQueue:
                 chunk = chunk[:, :count]
             taken.append(chunk.to(self._device))
             count -= chunk.shape[1]
-        if not taken:
-            return None
         return taken[0] if len(taken) == 1 else torch.cat(taken, dim=1)
+
+    def take_if_any(self, count: int) -> Tensor | None:
+        """`take`, or None from an empty queue."""
+        return self.take(count) if self._chunks else None
 
     def drain(self) -> Iterator[Tensor]:
         """Removes and yields all frames, in chunks as large as the largest that came."""
-        while (chunk := self.take(self._largest)) is not None:
-            yield chunk
+        while self._chunks:
+            yield self.take(self._largest)
 
 
 @torch.no_grad()
@@ -308,7 +314,7 @@ def _run(
                 found.append(moments)
         x = _Stage(model, name, grid, moments, model.config.window[1]).through(x)
     for chunk in _through_blocks(model, x, range(done, len(ropes)), ropes):
-        yield model.read_out(chunk, fine.take(chunk.shape[1]), grid)
+        yield model.read_out(chunk, fine.take_if_any(chunk.shape[1]), grid)
 
 
 def _embedded(
@@ -316,7 +322,8 @@ def _embedded(
 ) -> Iterator[Tensor]:
     for chunk in chunks:
         x, chunk_fine = _embed(model, chunk, grid)
-        fine.append(chunk_fine)
+        if chunk_fine is not None:
+            fine.append(chunk_fine)
         yield x
 
 

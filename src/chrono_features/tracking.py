@@ -78,8 +78,8 @@ def soft_argmax_track(
     """
     check_features(features)
     height, width = check_image_size(image_size)
-    given = queries if queries is not None else query_features
-    device = given.device if features.device.type == "cpu" and isinstance(given, Tensor) else features.device
+    place = queries if queries is not None else query_features
+    device = place.device if features.device.type == "cpu" and isinstance(place, Tensor) else features.device
     if memory_budget is None:
         memory_budget = MEMORY_BUDGET if device.type == "cpu" else GPU_MEMORY_BUDGET
     for name, value in (("temperature", temperature), ("radius", radius), ("memory_budget", memory_budget)):

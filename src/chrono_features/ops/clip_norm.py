@@ -54,7 +54,7 @@ def normed_conv2d(
     gamma: Tensor,  # (C,)
     beta: Tensor,  # (C,)
     weight: Tensor,  # (out, C, 3, 3)
-    bias: Tensor,  # (out,)
+    bias: Tensor | None,  # (out,)
 ) -> Tensor:  # (B * T, out, h, w)
     """A zero-padded 3x3 convolution of the clip normalised by `moments`, `gamma` and `beta`."""
     height, width = x.shape[2:4]
@@ -63,7 +63,8 @@ def normed_conv2d(
     offsets = (moments.mean * scale)[:, None, None, None]
     taps = (weight * beta[:, None, None]).sum(dim=1) - offsets * scaled.sum(dim=1)  # (B, out, 3, 3)
     taps = _padded_sums(_padded_sums(taps, width).transpose(-2, -1), height)  # (B, out, w, h)
-    shift = (taps + bias[:, None, None]).permute(0, 3, 2, 1)  # laid out like channels-last maps
+    taps = taps if bias is None else taps + bias[:, None, None]
+    shift = taps.permute(0, 3, 2, 1)  # laid out like channels-last maps
     convolved = []
     for clip, clip_scale, clip_shift in zip(x, scale, shift, strict=True):
         kernel = (scaled * clip_scale).to(weight.dtype)

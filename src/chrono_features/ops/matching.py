@@ -19,7 +19,6 @@ from torch.autograd.function import once_differentiable
 from .dtypes import HALF, wide_dtype
 
 
-
 class Match(NamedTuple):
     """What `match` finds for every query in every frame, in float32 or float64."""
 
@@ -53,8 +52,9 @@ def match(
         memory_budget: Bytes that one chunk of similarities may take.
     """
     settings = (temperature, radius, correlation_dtype, memory_budget)
-    device = (query_features if query_cells is None else query_cells).device
-    with torch.autocast(device.type, enabled=False):  # which would round similarities to half precision
+    place = query_features if query_cells is None else query_cells
+    assert place is not None
+    with torch.autocast(place.device.type, enabled=False):  # which would round similarities to half precision
         return Match(*_Match.apply(features, query_features, query_frames, query_cells, *settings))
 
 

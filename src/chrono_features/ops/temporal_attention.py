@@ -110,19 +110,14 @@ def choose_backend(
     """
     override = _environment()
     asker = BACKEND_VARIABLE if override else "backend"
-    backend = check_backend(override or backend, asker)
+    backend = override or backend
+    if backend not in BACKENDS:
+        raise ValueError(f"{asker}={backend!r}; expected one of {', '.join(map(repr, BACKENDS))}")
     if backend == "auto":
         return _faster_backend(device, dtype, channels, heads, rows)
     if backend == "triton" and (obstacle := _obstacle(device, dtype, channels, heads)):
         raise ValueError(f"{asker}={backend!r} cannot run: {obstacle}")
     return backend, f"{asker}={backend!r}"
-
-
-def check_backend(backend: str, asker: str = "backend") -> str:
-    """The backend, if there is one of that name; else a ValueError that names the `asker`."""
-    if backend not in BACKENDS:
-        raise ValueError(f"{asker}={backend!r}; expected {', '.join(BACKENDS)}")
-    return backend
 
 
 def _faster_backend(
@@ -217,7 +212,7 @@ def _backward(
     tensors = [tensor.detach().requires_grad_(needed) for tensor, needed in pairs]
     with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):  # in the types that the kernel ran in
         out = plain_temporal_attention(*tensors, *ctx.settings)
-        grads = iter(torch.autograd.grad(out, [t for t in tensors if t.requires_grad], grad.contiguous()))
+        grads = iter(torch.autograd.grad(out, [t for t in tensors if t.requires_grad], grad))
     return (*(next(grads) if t.requires_grad else None for t in tensors), None, None, None)
 
 
