@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import gc
 import json
@@ -64,6 +65,7 @@ def peak_bytes(run: Callable[[], Any], device: str) -> tuple[float, Any]:
         result = run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before, result
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not to serve the run unseen
     Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident now
     before = _resident("VmRSS")
     result = run()

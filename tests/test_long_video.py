@@ -66,7 +66,7 @@ def test_a_folder_holds_the_streams(small_model, clip, tmp_path, monkeypatch):
     original = tempfile.TemporaryFile
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: folders.append(dir) or original(dir=dir))
     small_model()(clip(1, 8), max_frames_in_memory=4, offload=tmp_path)
-    assert folders == [tmp_path] * 6  # the features, and the stream before each adapter, in two and in three chunks
+    assert folders == [tmp_path] * 2  # the features and the stream
 
 
 @pytest.mark.parametrize("options", [{}, {"norm": "token"}, {"neck": "x2"}])

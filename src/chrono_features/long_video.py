@@ -8,6 +8,8 @@ whole clip.
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 import tempfile
 from collections import deque
@@ -15,7 +17,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,8 @@ from .vit import rotary_tables
 
 if TYPE_CHECKING:
     from .backbone import ChronoBackbone
+
+STORED_TOGETHER = 16  # chunks in one piece of memory, where the length of a video is not known
 
 
 class FeatureStream:
@@ -100,7 +103,8 @@ class FeatureStream:
             )
         self._batch = len(frames)
         parts = frames.split(1, dim=1) if self._one_by_one else [frames]
-        return torch.cat([self._advance(*_embed(self._model, part, self._grid)) for part in parts], dim=1)
+        device = self._model.device
+        return torch.cat([self._advance(*self._model.embed(p.to(device), self._grid)) for p in parts], dim=1)
 
     @torch.no_grad()
     def flush(self) -> Tensor:
@@ -121,7 +125,8 @@ class FeatureStream:
                 x = self._stages[name].push(x, last)
         if not x.shape[1]:
             return x.new_empty(len(x), 0, *self._model.feature_shape(self._grid))
-        return self._model.read_out(x, self._fine.take_if_any(x.shape[1]), self._grid)
+        fine = self._fine.take(x.shape[1]) if self._model.neck is not None else None
+        return self._model.read_out(x, fine, self._grid)
 
 
 def features(
@@ -141,7 +146,7 @@ def features(
     shape = (*video.shape[:2], height, width, channels)
     out = _empty(shape, model.dtype, model.device, offload).permute(0, 1, 4, 2, 3)
     done = 0
-    for chunk in _run(model, video.split(step, dim=1), grid, offload):
+    for chunk in _run(model, video.split(step, dim=1), grid, step, offload, video.shape[1]):
         out[:, done : done + chunk.shape[1]] = chunk
         done += chunk.shape[1]
     return out
@@ -176,7 +181,7 @@ def iter_features(
     grid = model.config.grid if grid is None else check_grid(grid)
     step = _check_step(max_frames_in_memory, 1)
     _check_offload(offload)
-    return _run(model, _batched(frames, step), grid, offload)
+    return _run(model, _batched(frames, step), grid, step, offload)
 
 
 def calibrate(
@@ -201,7 +206,7 @@ def calibrate(
     grid = model.config.grid if grid is None else check_grid(grid)
     step = video.shape[1] if max_frames_in_memory is None else _check_step(max_frames_in_memory, len(video))
     found: list[Moments] = []
-    for _ in _run(model, video.split(step, dim=1), grid, None, found):
+    for _ in _run(model, video.split(step, dim=1), grid, step, None, video.shape[1], found):
         break  # the last adapter's moments are known before the first features
     return torch.stack([torch.stack(tuple(moments), dim=-1) for moments in found], dim=1)
 
@@ -255,53 +260,87 @@ class _Stage:
 
 
 class _FrameQueue:
-    """A stream of frames, stored in the chunks in which they come: on their device, on the host or in files."""
+    """Frames in the order in which they came: appended at one end and taken at the other."""
 
-    def __init__(self, offload: str | os.PathLike[str] | None = None) -> None:
-        self._offload = offload
+    def __init__(self) -> None:
         self._chunks: deque[Tensor] = deque()
-        self._device: torch.device | None = None
-        self._largest = 0
 
     def append(self, chunk: Tensor) -> None:  # (B, n, ...)
-        self._device, self._largest = chunk.device, max(self._largest, chunk.shape[1])
-        if self._offload is not None:
-            stored = _empty(chunk.shape, chunk.dtype, chunk.device, self._offload)
-            chunk = stored.copy_(chunk)
         self._chunks.append(chunk)
 
     def take(self, count: int) -> Tensor:  # (B, count, ...)
-        """Removes and returns the first `count` frames, or what there is."""
+        """Removes and returns the first `count` frames."""
         taken = []
-        while count and self._chunks:
+        while count:
             chunk = self._chunks.popleft()
             if chunk.shape[1] > count:
                 self._chunks.appendleft(chunk[:, count:])
                 chunk = chunk[:, :count]
-            taken.append(chunk.to(self._device))
+            taken.append(chunk)
             count -= chunk.shape[1]
         return taken[0] if len(taken) == 1 else torch.cat(taken, dim=1)
 
-    def take_if_any(self, count: int) -> Tensor | None:
-        """`take`, or None from an empty queue."""
-        return self.take(count) if self._chunks else None
 
-    def drain(self) -> Iterator[Tensor]:
-        """Removes and yields all frames, in chunks as large as the largest that came."""
-        while self._chunks:
-            yield self.take(self._largest)
+class _FrameStore:
+    """A whole stream of frames, where `offload` says: written and read again and again, in place.
+
+    It is allocated in few large pieces, never frame by frame: those would end up between the network's own tensors,
+    and the memory that these leave could not be given back.
+    """
+
+    def __init__(self, piece: int, offload: str | os.PathLike[str] | None) -> None:
+        self._piece, self._offload = piece, offload  # frames in a piece
+        self._pieces: list[Tensor] = []  # (B, piece, ...)
+        self._device: torch.device | None = None
+        self._read = self._written = 0
+
+    def append(self, chunk: Tensor) -> None:  # (B, n, ...)
+        """Writes the next frames, never beyond what was read before."""
+        self._device = chunk.device
+        while self._written + chunk.shape[1] > self._piece * len(self._pieces):
+            shape = (chunk.shape[0], self._piece, *chunk.shape[2:])
+            self._pieces.append(_empty(shape, chunk.dtype, chunk.device, self._offload))
+        done = 0
+        for part in self._parts(self._written, chunk.shape[1]):
+            part.copy_(chunk[:, done : done + part.shape[1]])
+            done += part.shape[1]
+        self._written += done
+
+    def take(self, count: int) -> Tensor:  # (B, count, ...)
+        """A copy of the next `count` frames."""
+        chunk = torch.cat([part.to(self._device) for part in self._parts(self._read, count)], dim=1)
+        self._read += count
+        return chunk
+
+    def _parts(self, start: int, count: int) -> Iterator[Tensor]:
+        """Views of the stored frames from `start` on."""
+        while count:
+            piece, at = divmod(start, self._piece)
+            part = self._pieces[piece][:, at : at + count]
+            yield part
+            start, count = start + part.shape[1], count - part.shape[1]
+
+    def drain(self, step: int) -> Iterator[Tensor]:
+        """Yields all frames from the first on, `step` at a time. What is written meanwhile takes their place."""
+        total, self._read, self._written = self._written, 0, 0
+        for start in range(0, total, step):
+            yield self.take(min(step, total - start))
 
 
 @torch.no_grad()
 def _run(
     model: ChronoBackbone,
-    chunks: Iterable[Tensor],  # (B, n, 3, H, W) each
+    chunks: Iterable[Tensor],  # (B, step, 3, H, W) each
     grid: tuple[int, int],
+    step: int,
     offload: str | os.PathLike[str] | None,
+    frames: int | None = None,
     found: list[Moments] | None = None,
 ) -> Iterator[Tensor]:
     """The network as a chain of generators. Yields (B, n, C, h, w); adds each adapter's moments to `found`."""
-    fine = _FrameQueue(offload)
+    piece = frames or STORED_TOGETHER * step
+    store = _FrameStore(piece, offload)
+    fine = _FrameStore(piece, offload) if _has_clip_norm(model) else _FrameQueue()
     x = _embedded(model, chunks, grid, fine)
     ropes = rotary_tables(model.vit, grid)
     done = 0
@@ -309,26 +348,23 @@ def _run(
         x = _through_blocks(model, x, range(done, done := int(name) + 1), ropes)
         moments = None
         if adapter.norm_of_clip:
-            x, moments = _stored(model, x, grid, offload)
+            moments = _stored(model, x, grid, store)
+            x = store.drain(step)
             if found is not None:
                 found.append(moments)
         x = _Stage(model, name, grid, moments, model.config.window[1]).through(x)
     for chunk in _through_blocks(model, x, range(done, len(ropes)), ropes):
-        yield model.read_out(chunk, fine.take_if_any(chunk.shape[1]), grid)
+        yield model.read_out(chunk, fine.take(chunk.shape[1]) if model.neck is not None else None, grid)
 
 
 def _embedded(
-    model: ChronoBackbone, chunks: Iterable[Tensor], grid: tuple[int, int], fine: _FrameQueue
+    model: ChronoBackbone, chunks: Iterable[Tensor], grid: tuple[int, int], fine: _FrameStore | _FrameQueue
 ) -> Iterator[Tensor]:
     for chunk in chunks:
-        x, chunk_fine = _embed(model, chunk, grid)
+        x, chunk_fine = model.embed(chunk.to(model.device), grid)
         if chunk_fine is not None:
             fine.append(chunk_fine)
         yield x
-
-
-def _embed(model: ChronoBackbone, chunk: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-    return model.embed(chunk.to(model.device), grid)
 
 
 def _through_blocks(
@@ -340,16 +376,15 @@ def _through_blocks(
         yield x
 
 
-def _stored(
-    model: ChronoBackbone, chunks: Iterable[Tensor], grid: tuple[int, int], offload: str | os.PathLike[str] | None
-) -> tuple[Iterator[Tensor], Moments]:
-    """Runs everything so far on all frames; returns them, and their moments."""
-    store, frames = _FrameQueue(offload), []
+def _stored(model: ChronoBackbone, chunks: Iterable[Tensor], grid: tuple[int, int], store: _FrameStore) -> Moments:
+    """Runs everything so far on all frames and stores them; returns their moments."""
+    mean = variance = torch.empty(0)
     for x in chunks:
-        frames.append(frame_moments(model.patches(x, grid)))
+        frames = frame_moments(model.patches(x, grid))
+        mean = torch.cat([mean, frames.mean], dim=1) if mean.numel() else frames.mean
+        variance = torch.cat([variance, frames.variance], dim=1) if variance.numel() else frames.variance
         store.append(x)
-    mean, variance = (torch.cat(v, dim=1) for v in zip(*frames, strict=True))
-    return store.drain(), clip_moments(Moments(mean, variance))
+    return clip_moments(Moments(mean, variance))
 
 
 def _batched(frames: Iterable[Tensor], step: int) -> Iterator[Tensor]:
@@ -379,16 +414,24 @@ def _video(frames: list[Tensor]) -> Tensor:
 def _empty(
     shape: Iterable[int], dtype: torch.dtype, device: torch.device, offload: str | os.PathLike[str] | None
 ) -> Tensor:
-    """An uninitialised tensor on `device`, on the host or in a temporary file that vanishes with it."""
+    """An uninitialised tensor on `device`, on the host or in a temporary file that vanishes with it.
+
+    On the host it is a map of its own: large tensors that come and go between small ones would leave gaps in a heap.
+    """
     shape = tuple(shape)
-    if offload is None or offload == "cpu":
-        return torch.empty(shape, dtype=dtype, device=device if offload is None else "cpu")
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    with tempfile.TemporaryFile(dir=offload) as file:
-        if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash on writing
-            os.posix_fallocate(file.fileno(), 0, size)
-        buffer = np.memmap(file, np.uint8, "r+" if hasattr(os, "posix_fallocate") else "w+", shape=(size,))
-    return torch.from_numpy(buffer).view(dtype).view(shape)
+    if offload is None and device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    if offload in (None, "cpu"):
+        memory = mmap.mmap(-1, size)
+    else:
+        with tempfile.TemporaryFile(dir=offload) as file:
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a crash on writing
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+            memory = mmap.mmap(file.fileno(), size)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def _has_clip_norm(model: ChronoBackbone) -> bool:

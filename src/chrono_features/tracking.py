@@ -12,7 +12,7 @@ from .checks import check_features, check_image_size, check_queries
 from .ops.matching import match
 from .tracks import Tracks
 
-MEMORY_BUDGET = 24 * 2**20
+MEMORY_BUDGET = 48 * 2**20
 GPU_MEMORY_BUDGET = 256 * 2**20
 
 
@@ -67,7 +67,7 @@ def soft_argmax_track(
         visibility_head: Maps (..., 3) statistics of the similarity map to two logits, see `VisibilityHead`.
         correlation_dtype: `torch.bfloat16` reproduces the authors' evaluation; anything wider is at least float32 and
             at least the features' own precision.
-        memory_budget: Bytes for one chunk of similarities; None takes 24 MB on a CPU, whose caches hold that, and
+        memory_budget: Bytes for one chunk of similarities; None takes 48 MB on a CPU, near what its caches hold, and
             256 MB elsewhere.
 
     Returns:

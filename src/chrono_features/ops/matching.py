@@ -98,7 +98,7 @@ class _Match(torch.autograd.Function):
         correlation_dtype: torch.dtype,
         memory_budget: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        batch, frames, channels, height, width = features.shape
+        batch, frames, _, height, width = features.shape
         wide = wide_dtype(features.dtype, correlation_dtype)
         if query_features is None:
             assert query_frames is not None and query_cells is not None
@@ -112,13 +112,16 @@ class _Match(torch.autograd.Function):
         best = torch.empty(batch, count, frames, dtype=torch.long, device=queries.device)
         offsets = disc_offsets(radius, height, width, queries.device)
 
-        for b, n, t in _chunks((batch, count, frames), channels, height * width, len(offsets), wide, memory_budget):
-            maps = _similarity(queries[b, n], features[b, t], correlation_dtype)
-            top, index = _maximum(maps, width)
-            disc = _disc(maps, index, offsets, (height, width), temperature)
-            cells[b, n, t] = disc.expected.transpose(0, 1)
-            maximum[b, n, t], best[b, n, t] = top.T.to(wide), index.T
-            mean[b, n, t], minimum[b, n, t] = maps.mean(dim=-1).T.to(wide), maps.amin(dim=-1).T.to(wide)
+        frame_step, query_step = _steps(features, count, len(offsets), wide, memory_budget)
+        for b, t in _slices(batch, frames, frame_step):
+            chunk = _chunk(features[b, t], queries)
+            for n in _pieces(count, query_step):
+                maps = _similarity(queries[b, n], chunk, correlation_dtype)
+                top, index = _maximum(maps)
+                disc = _disc(maps, index, offsets, temperature)
+                cells[b, n, t] = disc.expected.transpose(0, 1)
+                maximum[b, n, t], best[b, n, t] = top.T.to(wide), index.T
+                mean[b, n, t], minimum[b, n, t] = (v.T.to(wide) for v in (maps.mean((-2, -1)), maps.amin((-2, -1))))
 
         ctx.save_for_backward(features, query_features, query_frames, query_cells, queries, best)
         ctx.settings = (temperature, offsets, correlation_dtype, memory_budget)
@@ -135,25 +138,29 @@ class _Match(torch.autograd.Function):
     def _backward(ctx: Any, grad_cells: Tensor, grad_maximum: Tensor) -> tuple[Tensor | None, ...]:
         features, query_features, query_frames, query_cells, queries, best = ctx.saved_tensors
         temperature, offsets, correlation_dtype, memory_budget = ctx.settings
-        (batch, frames, channels, height, width), count, wide = features.shape, queries.shape[1], queries.dtype
+        (batch, frames, _, height, width), count, wide = features.shape, queries.shape[1], queries.dtype
         grad_features = None
-        if ctx.needs_input_grad[0]:  # contiguous whatever the features are: `flatten(2)` below has to be a view
+        if ctx.needs_input_grad[0]:
             grad_features = torch.zeros(features.shape, dtype=wide, device=queries.device)
         grad_queries = torch.zeros_like(queries)
 
-        for b, n, t in _chunks((batch, count, frames), channels, height * width, len(offsets), wide, memory_budget):
-            maps = _similarity(queries[b, n], features[b, t], correlation_dtype)
-            index = best[b, n, t].T
-            disc = _disc(maps, index, offsets, (height, width), temperature)
-            along = (disc.positions - disc.expected[..., None, :]) * grad_cells[b, n, t].transpose(0, 1)[..., None, :]
-            # The gradient of a map is zero but for its disc and its best cell. It takes the map's own memory.
-            grad_maps = maps.zero_() if maps.dtype == wide else torch.zeros_like(maps, dtype=wide)
-            grad_maps.scatter_add_(-1, disc.flat, temperature * disc.weights * along.sum(-1))
-            grad_maps.scatter_add_(-1, index[..., None], grad_maximum[b, n, t].T[..., None].to(wide))
-            chunk = features[b, t].flatten(2).to(queries.device, wide)
-            grad_queries[b, n] += torch.bmm(grad_maps, chunk.transpose(1, 2)).sum(0)
-            if grad_features is not None:
-                grad_features[b, t].flatten(2).baddbmm_(queries[b, n].T.expand(len(chunk), -1, -1), grad_maps)
+        frame_step, query_step = _steps(features, count, len(offsets), wide, memory_budget)
+        for b, t in _slices(batch, frames, frame_step):
+            chunk = _chunk(features[b, t], queries)
+            for n in _pieces(count, query_step):
+                maps = _similarity(queries[b, n], chunk, correlation_dtype)
+                index = best[b, n, t].T
+                disc = _disc(maps, index, offsets, temperature)
+                outer = grad_cells[b, n, t].transpose(0, 1)[..., None, :]
+                along = ((disc.positions - disc.expected[..., None, :]) * outer).sum(-1)
+                # The gradient of a map is zero but for its disc and its best cell. It takes the map's own memory.
+                grad_maps = maps.zero_() if maps.dtype == wide else torch.zeros_like(maps, dtype=wide)
+                flat = grad_maps.flatten(2)
+                flat.scatter_add_(-1, disc.flat, temperature * disc.weights * along)
+                flat.scatter_add_(-1, index[..., None], grad_maximum[b, n, t].T[..., None].to(wide))
+                grad_queries[b, n] += torch.bmm(flat, chunk.flatten(2).transpose(1, 2)).sum(0)
+                if grad_features is not None:
+                    grad_features[b, t] += _product(queries[b, n].T, grad_maps)
 
         if query_features is None and grad_features is not None:
             for b in range(batch):
@@ -177,19 +184,18 @@ class _Disc(NamedTuple):
 
 
 def _disc(
-    maps: Tensor,  # (t, n, h * w)
+    maps: Tensor,  # (t, n, h, w)
     best: Tensor,  # (t, n)
     offsets: Tensor,  # (K, 2)
-    grid: tuple[int, int],
     temperature: float,
 ) -> _Disc:
-    height, width = grid
+    height, width = maps.shape[-2:]
     wide = wide_dtype(maps.dtype)
     x = (best % width)[..., None] + offsets[:, 0]
     y = (best // width)[..., None] + offsets[:, 1]
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     index = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
-    logits = (maps.gather(-1, index) * temperature).to(
+    logits = (maps.flatten(2).gather(-1, index) * temperature).to(
         wide
     )  # half precision rounds after the product, as the authors' code
     weights = logits.masked_fill(~inside, -math.inf).softmax(dim=-1)
@@ -197,28 +203,43 @@ def _disc(
     return _Disc(index, positions, weights, torch.einsum("tnk,tnkc->tnc", weights, positions))
 
 
+def _chunk(
+    features: Tensor,  # (t, C, h, w)
+    queries: Tensor,  # (..., C)
+) -> Tensor:  # (t, C, h, w)
+    """Features where the queries are and in their type."""
+    chunk = features.to(queries.device, queries.dtype)
+    return chunk.contiguous() if chunk.device.type == "cpu" else chunk
+
+
 def _similarity(
     queries: Tensor,  # (n, C)
-    features: Tensor,  # (t, C, h, w)
+    chunk: Tensor,  # (t, C, h, w)
     correlation_dtype: torch.dtype,
-) -> Tensor:  # (t, n, h * w), in the queries' type or rounded to a half type
+) -> Tensor:  # (t, n, h, w), in the queries' type or rounded to a half type
     dtype = correlation_dtype if correlation_dtype in HALF else queries.dtype
-    chunk = features.to(queries.device, dtype)
-    if chunk.device.type == "cpu" and dtype == torch.float32:
-        # oneDNN's convolutions are up to twice as fast as the matrix products of PyTorch's BLAS, and never slower.
-        return F.conv2d(chunk.contiguous(), queries[:, :, None, None]).flatten(2)
-    return torch.bmm(queries.to(dtype).expand(len(chunk), -1, -1), chunk.flatten(2))
+    return _product(queries.to(dtype), chunk.to(dtype))
+
+
+def _product(
+    matrix: Tensor,  # (n, C)
+    maps: Tensor,  # (t, C, h, w)
+) -> Tensor:  # (t, n, h, w)
+    """The matrix times the channels of every cell."""
+    if maps.device.type == "cpu" and maps.dtype == torch.float32:
+        # oneDNN's convolutions are up to twice as fast as the matrix products of PyTorch's BLAS on CPUs.
+        return F.conv2d(maps, matrix[:, :, None, None])
+    product = torch.bmm(matrix.expand(len(maps), -1, -1), maps.flatten(2))
+    return product.unflatten(2, maps.shape[-2:])
 
 
 def _maximum(
-    maps: Tensor,  # (t, n, h * w)
-    width: int,
+    maps: Tensor,  # (t, n, h, w)
 ) -> tuple[Tensor, Tensor]:
     """Each map's maximum and its first index: by rows, as a reduction without indices is much faster on CPUs."""
-    rows = maps.unflatten(-1, (-1, width))
-    top, row = rows.amax(dim=-1).max(dim=-1)
-    column = rows.take_along_dim(row[..., None, None], dim=2).argmax(dim=-1)[..., 0]
-    return top, row * width + column
+    top, row = maps.amax(dim=-1).max(dim=-1)
+    column = maps.take_along_dim(row[..., None, None], dim=2).argmax(dim=-1)[..., 0]
+    return top, row * maps.shape[-1] + column
 
 
 def _sample(
@@ -236,18 +257,22 @@ def _sample(
     return total
 
 
-def _chunks(
-    shape: tuple[int, int, int], channels: int, cells: int, disc: int, dtype: torch.dtype, memory_budget: int
-) -> Iterator[tuple[int, slice, slice]]:
-    """Cuts (batch, queries, frames) into pieces whose maps and discs fit the budget."""
-    batch, count, frames = shape
-    item = dtype.itemsize
+def _steps(features: Tensor, count: int, disc: int, dtype: torch.dtype, memory_budget: int) -> tuple[int, int]:
+    """Frames and queries at a time: one half of the budget for their features, the other for maps and discs."""
+    frames, channels, height, width = features.shape[1:]
+    item, cells = dtype.itemsize, height * width
     pair_bytes = cells * item + disc * (4 * 8 + 8 * item)  # a map, and what is gathered around its best cell
-    pairs = max(1, memory_budget // pair_bytes)
-    n_step = max(1, min(count, pairs))
-    frame_bytes = channels * cells * item  # half-precision features are widened chunk by chunk
-    t_step = max(1, min(frames, pairs // n_step, memory_budget // frame_bytes))
-    for b in range(batch):
-        for t in range(0, frames, t_step):
-            for n in range(0, count, n_step):
-                yield b, slice(n, n + n_step), slice(t, t + t_step)
+    frame_bytes = 2 * channels * cells * item  # features, and their gradient or a copy in another layout
+    pairs = max(1, memory_budget // 2 // pair_bytes)
+    pieces = math.ceil(count / pairs)
+    query_step = math.ceil(count / max(1, pieces))
+    frame_step = min(frames, pairs // max(1, query_step), memory_budget // 2 // frame_bytes)
+    return max(1, frame_step), max(1, query_step)
+
+
+def _slices(batch: int, frames: int, step: int) -> Iterator[tuple[int, slice]]:
+    return ((b, t) for b in range(batch) for t in _pieces(frames, step))
+
+
+def _pieces(size: int, step: int) -> Iterator[slice]:
+    return (slice(start, start + step) for start in range(0, size, step))
