@@ -79,3 +79,22 @@ def no_network(monkeypatch, tmp_path):
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if hasattr(constants, name):
             monkeypatch.setattr(constants, name, os.fspath(tmp_path / "hub"))
+
+
+@pytest.fixture
+def allocations():
+    """allocations(function): the most bytes that PyTorch held at once beyond those before the call."""
+
+    def peak_bytes(function) -> int:
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+            kept = function()
+        live = peak = 0
+        for event in profile.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                live += event.nbytes()
+                peak = max(peak, live)
+        del kept
+        return peak
+
+    return peak_bytes

@@ -407,6 +407,62 @@ def test_exports(small_model, clip, options):
     torch.testing.assert_close(exported(other), model(other), rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+def test_compile_in_place_serves_any_number_of_frames(small_model, clip):
+    """Blocks share compiled functions, and so do adapters; from the third length on nothing is compiled again."""
+    torch._dynamo.reset()
+    model = small_model()
+    clips = [clip(1, frames) for frames in (3, 5, 9, 4)]
+    expected = [model(video) for video in clips]
+    keys = set(model.state_dict())
+    graphs, compiled = [], []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model.compile(backend=count, fullgraph=True)
+    for video, features in zip(clips, expected, strict=True):
+        torch.testing.assert_close(model(video), features, rtol=0, atol=1e-5)
+        compiled.append(len(graphs))
+    assert 2 <= compiled[0] <= 3 and compiled[1:] == compiled[1:2] * 3 and set(model.state_dict()) == keys
+    torch._dynamo.reset()
+
+
+# --- Backends ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_backend_reaches_every_adapter_and_is_explained(small_model, small_config):
+    model = small_model()
+    assert model.backend == "auto" and "torch: " in model.backend_info()["temporal attention"]
+    assert "choice" in model.backend_info()["spatial attention"]
+    model.backend = "torch"
+    assert {a.mixer.backend for a in model.adapters.values()} == {"torch"}
+    assert ChronoBackbone(small_config(), backend="torch").adapters["0"].mixer.backend == "torch"
+    assert ChronoBackbone.from_pretrained("chrono-tiny", backend="torch").backend == "torch"
+    assert "no adapters" in small_model(adapter_blocks="none").backend_info()["temporal attention"]
+
+
+def test_a_backend_by_name_runs_or_raises(small_model, small_config, clip):
+    for make in (lambda: small_model(mixer="conv1d"), lambda: small_model(mixer="conv3d")):
+        with pytest.raises(ValueError, match="backend='triton' with mixer='conv"):
+            make().backend = "triton"
+    with pytest.raises(ValueError, match="backend='cuda'; expected one of 'auto', 'torch', 'triton'"):
+        ChronoBackbone(small_config(), backend="cuda")
+    model = small_model()
+    model.backend = "triton"
+    with pytest.raises(ValueError, match="backend='triton' cannot run: the kernel is for 16, 32 or 64"):
+        model(clip())
+    with pytest.raises(ValueError, match="backend='triton' cannot run"):
+        model.backend_info()
+
+
+def test_the_environment_overrides_the_backend(small_model, clip, monkeypatch):
+    monkeypatch.setenv("CHRONO_FEATURES_BACKEND", "triton")
+    with pytest.raises(ValueError, match="cannot run"):
+        small_model()(clip())
+
+
 # --- track ------------------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from chrono_features import grid_queries
+from chrono_features import grid_queries, long_video
 from chrono_features.ops.clip_norm import clip_moments, frame_moments
 
 VARIANTS = [
@@ -76,6 +76,24 @@ def test_iterators_give_the_features_of_the_whole_clip(model, clip, options):
     chunks = list(network.iter_features(iter(video[0]), max_frames_in_memory=4))
     assert all(chunk.shape[1] <= 4 for chunk in chunks)
     torch.testing.assert_close(torch.cat(chunks, dim=1), network(video), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 3, 4])
+@torch.no_grad()
+def test_streams_of_unknown_length_span_several_pieces_of_memory(model, clip, monkeypatch, at_a_time):
+    monkeypatch.setattr(long_video, "STORED_TOGETHER", 1)
+    network, video = model(neck="x2"), clip(1, 11).double()
+    features = torch.cat(list(network.iter_features(iter(video[0]), max_frames_in_memory=at_a_time)), dim=1)
+    torch.testing.assert_close(features, network(video), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_memory_does_not_grow_with_the_clip(small_model, clip, allocations):
+    """But for the stream and the features, which the host keeps outside PyTorch's allocator."""
+    network = small_model()
+    short, long = clip(1, 20), clip(1, 200)
+    peaks = [allocations(lambda v=v: network(v, max_frames_in_memory=4)) for v in (short, long)]
+    assert peaks[1] < 1.1 * peaks[0] < allocations(lambda: network(long))
 
 
 @torch.no_grad()

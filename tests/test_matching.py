@@ -274,26 +274,13 @@ def test_frame_indices_beyond_256_in_bfloat16_features():
 # --- Memory -----------------------------------------------------------------------------------------------------------
 
 
-def peak_bytes(function):
-    """The most bytes that were allocated at once beyond those before the call."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        kept = function()
-    live = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    del kept
-    return peak
-
-
-def test_peak_bytes_sees_what_is_held():
-    assert 8000 <= peak_bytes(lambda: torch.zeros(1000).add(1)) < 8100
+def test_allocations_sees_what_is_held(allocations):
+    assert 8000 <= allocations(lambda: torch.zeros(1000).add(1)) < 8100
 
 
 @pytest.mark.parametrize("count", [100, 400])
 @pytest.mark.parametrize("layout", ["channels first", "channels last"])
-def test_memory_stays_within_the_budget(count, layout):
+def test_memory_stays_within_the_budget(allocations, count, layout):
     """The volume of 100 queries would take 3.3 MB, that of 400 four times as much; a chunk may take 0.5 MB."""
     frames, channels, side, budget = 8, 8, 32, 2**19
     features = torch.randn(1, frames, channels, side, side)
@@ -308,16 +295,16 @@ def test_memory_stays_within_the_budget(count, layout):
     def forward():
         results.append(soft_argmax_track(features, queries, (side, side), memory_budget=budget))
 
-    assert peak_bytes(forward) < 2.5 * budget + 3 * outputs
+    assert allocations(forward) < 2.5 * budget + 3 * outputs
     tracks = results[0]
     loss = tracks.xy.sum() + tracks.similarity.sum()
     gradient = features.numel() * 4
-    assert peak_bytes(lambda: torch.autograd.grad(loss, features)) < 2.5 * budget + gradient + 3 * outputs
+    assert allocations(lambda: torch.autograd.grad(loss, features)) < 2.5 * budget + gradient + 3 * outputs
 
 
-def test_few_queries_on_half_precision_features_need_little_memory_too():
+def test_few_queries_on_half_precision_features_need_little_memory_too(allocations):
     """Features are widened chunk by chunk, not as a whole."""
     features = torch.randn(1, 64, 64, 16, 16, dtype=torch.bfloat16)
     queries = torch.rand(1, 2, 3).round()
-    peak = peak_bytes(lambda: soft_argmax_track(features, queries, (16, 16), memory_budget=2**18))
+    peak = allocations(lambda: soft_argmax_track(features, queries, (16, 16), memory_budget=2**18))
     assert peak < 2**20 < features.numel() * 4

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from chrono_features.ops import window_attention as module
 from chrono_features.ops.window_attention import window_attention
@@ -34,26 +35,52 @@ def test_block_length_changes_nothing(monkeypatch, block):
     torch.testing.assert_close(window_attention(q, k, v, (6, 3)), naive(q, k, v, (6, 3)), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("largest", [1, 3, 4, 6, 7, 8])
-def test_large_batches_are_split(monkeypatch, largest):
-    q, k, v = draw(7, 1, 9, 4)
-    expected = naive(q, k, v, (2, 2))
-    batches = []
-    attend = module._attend
-    monkeypatch.setattr(module, "_attend", lambda q, *rest: batches.append(len(q)) or attend(q, *rest))
-    monkeypatch.setattr(module, "MAX_BATCH", largest)
-    torch.testing.assert_close(window_attention(q, k, v, (2, 2)), expected, rtol=0, atol=1e-12)
-    assert sum(batches) == 7 and max(batches) <= largest
-
-
-def test_long_clips_take_blocks(monkeypatch):
-    """No call sees more than a block and the window around it, so memory grows linearly."""
+@pytest.fixture
+def calls(monkeypatch):
+    """Shapes of the queries and keys of every call of the attention that PyTorch provides."""
     seen = []
-    attend = module._attend
-    monkeypatch.setattr(module, "_attend", lambda q, k, *rest: seen.append((q, k)) or attend(q, k, *rest))
-    window_attention(*draw(1, 1, 333, 2), (6, 6))
-    assert max(q.shape[-2] for q, _ in seen) <= module.BLOCK_FRAMES
-    assert max(k.shape[-2] for _, k in seen) <= module.BLOCK_FRAMES + 12
+    attend = F.scaled_dot_product_attention
+
+    def watch(q, k, *rest, **options):
+        seen.append((q.shape, k.shape))
+        return attend(q, k, *rest, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watch)
+    return seen
+
+
+@pytest.mark.parametrize("largest", [2, 3, 6, 13, 14, 100])
+@pytest.mark.parametrize("frames", [9, 140])
+def test_large_batches_are_split(monkeypatch, calls, largest, frames):
+    q, k, v = draw(7, 2, frames, 4)
+    monkeypatch.setattr(module, "MAX_BATCH", largest)
+    torch.testing.assert_close(window_attention(q, k, v, (2, 2)), naive(q, k, v, (2, 2)), rtol=0, atol=1e-12)
+    batches = [q[0] if frames > 128 else q[0] * q[1] for q, _ in calls]  # long clips: blocks in place of heads
+    assert sum(batches) == 14 and max(batches) <= largest
+
+
+@pytest.mark.parametrize("window", [(6, 6), (300, 0)])
+def test_long_clips_take_blocks(calls, window):
+    """A query is compared with a block and the window around it, so time and memory grow linearly."""
+    window_attention(*draw(1, 1, 1000, 2), window)
+    ((_, keys),) = calls
+    block = max(module.BLOCK_FRAMES, sum(window))
+    assert keys[-2] == block + sum(window) and keys[1] == -(-1000 // block)
+
+
+def test_compiled_once_for_all_long_clips():
+    torch._dynamo.reset()
+    compiled, graphs = None, []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(lambda q, k, v: window_attention(q, k, v, (6, 6)), backend=count, fullgraph=True)
+    for frames in (150, 200, 333, 500):
+        q, k, v = draw(1, 2, frames, 4)
+        torch.testing.assert_close(compiled(q, k, v), naive(q, k, v, (6, 6)), rtol=0, atol=1e-12)
+    assert len(graphs) == 2  # one for the first length, one for all others
 
 
 def test_gradients_equal_the_definition():

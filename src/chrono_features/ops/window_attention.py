@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK_FRAMES = 64  # queries per call on long clips; a call sees the block and the window around it
-MAX_BATCH = 65_535  # scaled_dot_product_attention fails on CUDA for larger batches (pytorch#146704)
+MAX_BATCH = 65_535  # heads included: scaled_dot_product_attention fails on CUDA beyond (pytorch#146704)
 
 
 def window_attention(
@@ -27,25 +27,33 @@ def window_attention(
     Returns:
         (N, heads, T, d).
     """
-    frames = q.shape[-2]
-    if q.shape[0] > MAX_BATCH:
-        parts = zip(q.split(MAX_BATCH), k.split(MAX_BATCH), v.split(MAX_BATCH), strict=True)
+    if q.shape[0] > MAX_BATCH // q.shape[1]:
+        step = MAX_BATCH // q.shape[1]
+        parts = zip(q.split(step), k.split(step), v.split(step), strict=True)
         return torch.cat([window_attention(*part, window) for part in parts])
+    frames, device = q.shape[-2], q.device
     if frames <= 2 * BLOCK_FRAMES:
-        return _attend(q, k, v, 0, 0, window)
+        time = torch.arange(frames, device=device)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=_seen(time[:, None], time, window))
+
+    # Blocks of queries, each with the keys around it, take the place of heads: no loop, whatever the length.
     before, after = window
-    out = []
-    for start in range(0, frames, BLOCK_FRAMES):
-        stop = min(start + BLOCK_FRAMES, frames)
-        first, last = max(start - before, 0), min(stop + after, frames)
-        keys, values = k[..., first:last, :], v[..., first:last, :]
-        out.append(_attend(q[..., start:stop, :], keys, values, start, first, window))
-    return torch.cat(out, dim=-2)
+    block = max(BLOCK_FRAMES, before + after)  # so that keys are held no more than twice
+    blocks = (frames + block - 1) // block
+    margin = blocks * block - frames
+    queries = F.pad(q, (0, 0, 0, margin)).unflatten(-2, (blocks, block))
+    keys, values = (
+        F.pad(x, (0, 0, before, after + margin)).unfold(-2, before + block + after, block).transpose(-2, -1)
+        for x in (k, v)
+    )
+    start = torch.arange(blocks, device=device)[None, :, None, None] * block
+    q_frame = start + torch.arange(block, device=device)[:, None]
+    k_frame = start + torch.arange(-before, block + after, device=device)
+    seen = _seen(q_frame, k_frame, window) & (k_frame >= 0) & (k_frame < frames)
+    seen |= q_frame >= frames  # what is added at the end is cut off again, but its gradients have to be finite
+    out = F.scaled_dot_product_attention(*(x.flatten(0, 1) for x in (queries, keys, values)), attn_mask=seen)
+    return out.flatten(1, 2)[:, :frames].unflatten(0, q.shape[:2])
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, q_start: int, k_start: int, window: tuple[int, int]) -> Tensor:
-    """Banded attention between frames q_start … and frames k_start …"""
-    q_frame = torch.arange(q_start, q_start + q.shape[-2], device=q.device)[:, None]
-    k_frame = torch.arange(k_start, k_start + k.shape[-2], device=q.device)[None, :]
-    band = (k_frame >= q_frame - window[0]) & (k_frame <= q_frame + window[1])
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=band)
+def _seen(q_frame: Tensor, k_frame: Tensor, window: tuple[int, int]) -> Tensor:
+    return (k_frame >= q_frame - window[0]) & (k_frame <= q_frame + window[1])
