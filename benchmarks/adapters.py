@@ -52,10 +52,8 @@ def features(
         runs["ours, compiled"] = lambda: fast(video)
     with torch.inference_mode():
         measured = harness.side_by_side(runs, device, repeats)
-    rows = [harness.timing(name, value, frames) for name, value in measured.items()]
-    for row, (median, *_) in zip(rows, measured.values(), strict=True):
-        row["to DINOv2"] = median / measured["timm DINOv2"][0]
-    return rows
+    plain_times = measured["timm DINOv2"]
+    return [{**times.row(name, frames), "to DINOv2": times.over(plain_times)} for name, times in measured.items()]
 
 
 def on_backend(model: ChronoBackbone, backend: str) -> ChronoBackbone:
@@ -82,7 +80,7 @@ def one_adapter(
 
     runs = {"ours": lambda: run(ours), "published form": lambda: run(published)}
     measured = harness.side_by_side(runs, device, repeats)
-    rows = [harness.timing(name, value, frames) for name, value in measured.items()]
+    rows = [{**t.row(name, frames), "to published": t.over(measured["published form"])} for name, t in measured.items()]
     for row, call in zip(rows, runs.values(), strict=True):
         row["peak MB a frame"] = harness.peak_bytes(call, device)[0] / 1e6 / frames
     return rows

@@ -23,7 +23,7 @@ def measure(
     video = torch.randint(0, 256, (1, frames, 3, *IMAGE), dtype=torch.uint8, device=device)
     features = model(video)
     alone = harness.side_by_side({"features": lambda: model(video)}, device, repeats)["features"]
-    rows: list[harness.Row] = [{"queries": "features alone", "ms": 1000 * alone[0]}]
+    rows: list[harness.Row] = [{"queries": "features alone", **alone.row("", unit="ms")}]
     for count in counts:
         queries = torch.rand(1, count, 3, device=device) * torch.tensor([0.0, IMAGE[1], IMAGE[0]], device=device)
         queries[..., 0] = torch.randint(frames, (1, count), device=device)
@@ -31,12 +31,13 @@ def measure(
         def matching(queries: torch.Tensor = queries) -> object:
             return soft_argmax_track(features, queries, IMAGE, visibility_head=model.visibility_head)
 
-        median, least, most = harness.side_by_side({"matching": matching}, device, repeats)["matching"]
+        times = harness.side_by_side({"matching": matching}, device, repeats)["matching"]
         points = count * frames
-        row: harness.Row = {"queries": count, "ms": 1000 * median, "least": 1000 * least, "most": 1000 * most}
-        rows.append(
-            {**row, "points/s, features in": points / (median + alone[0]), "points/s, features out": points / median}
-        )
+        row: harness.Row = {"queries": count, **times.row("", unit="ms")}
+        row |= {"points/s, features in": points / (times.median + alone.median)}
+        rows.append({**row, "points/s, features out": points / times.median})
+    for row in rows:
+        del row["what"]
     what = f"ViT-S, {grid} x {grid} grid, {frames} frames, {str(dtype).removeprefix('torch.')}"
     return {f"{what}; ms is the matching's": rows}
 

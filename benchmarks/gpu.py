@@ -157,9 +157,9 @@ def spatial_backends(device: str, repeats: int) -> list[harness.Row]:
             except RuntimeError as error:
                 rows.append({"what": f"{heads} heads, {backend.name}", "note": str(error).splitlines()[0][:80]})
         measured = harness.side_by_side(runs, device, repeats)
-        rows += [harness.timing(f"{heads} heads, {name}", value, 24) for name, value in measured.items()]
-        best = min(measured, key=lambda name: measured[name][0])
-        if measured[best][0] < WINS * measured["PyTorch's choice"][0]:
+        rows += [times.row(f"{heads} heads, {name}", 24) for name, times in measured.items()]
+        best = min(measured, key=lambda name: measured[name].median)
+        if measured[best].over(measured["PyTorch's choice"]) < WINS:
             rows.append(
                 {"what": "enter in ops/spatial_attention.py", "note": f"MEASURED_BEST[capability] = [{best}, ...]"}
             )
@@ -181,9 +181,9 @@ def temporal_backends(device: str, repeats: int) -> list[harness.Row]:
 
         runs = {b: lambda b=b, mix=mix: mix(b) for b in (("torch", "triton") if device == "cuda" else ("torch",))}
         measured = harness.side_by_side(runs, device, 4 * repeats)
-        times = {f"{name}, ms": 1000 * value[0] for name, value in measured.items()}
-        rows.append({"frames": frames, "rows": frames * 256, **times})
-        winning = winning and measured["triton"][0] < WINS * measured["torch"][0]
+        medians = {f"{name}, ms": 1000 * times.median for name, times in measured.items()}
+        rows.append({"frames": frames, "rows": frames * 256, **medians})
+        winning = winning and measured["triton"].over(measured["torch"]) < WINS
         wins = frames * 256 if winning else wins
     return [*rows, {"frames": "enter in ops/temporal_attention.py", "rows": f"MEASURED_WINS[capability] = {wins}"}]
 
@@ -202,7 +202,7 @@ def tiny_speeds(device: str, repeats: int) -> list[harness.Row]:
         "training step, 8 frames at 192 x 192": lambda: trainee(batch, stage)["total"].backward(),
     }
     measured = harness.side_by_side(runs, device, repeats)
-    return [harness.timing(name, value, unit="ms") for name, value in measured.items()]
+    return [times.row(name, unit="ms") for name, times in measured.items()]
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,37 @@ RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 
 
-def side_by_side(
-    runs: Mapping[str, Callable[[], object]], device: str, repeats: int
-) -> dict[str, tuple[float, float, float]]:
-    """Seconds of each run: median, least and most. The runs take turns, so that a busy machine is busy for all."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
+@dataclass
+class Times:
+    """Seconds that a run took, round by round."""
+
+    rounds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
+
+    def over(self, other: Times) -> float:
+        """Median over rounds of the ratio to another run's time in the same round, which drifts cannot move."""
+        return statistics.median(a / b for a, b in zip(self.rounds, other.rounds, strict=True))
+
+    def row(self, name: str, per: int = 1, unit: str = "ms a frame") -> Row:
+        """A row of a table: median, least and most, in milliseconds over `per`."""
+        median, least, most = (1000 * v / per for v in (self.median, min(self.rounds), max(self.rounds)))
+        return {"what": name, unit: median, "least": least, "most": most}
+
+
+def side_by_side(runs: Mapping[str, Callable[[], object]], device: str, repeats: int) -> dict[str, Times]:
+    """Times of each run. The runs take turns, so that a busy machine is busy for all."""
+    times = {name: Times() for name in runs}
     for run in runs.values():  # warm-up: kernels, compilation, caches
         seconds(run, device)
         if device == "cuda":
             seconds(run, device)
     for _ in range(repeats):
         for name, run in runs.items():
-            times[name].append(seconds(run, device))
-    return {name: (statistics.median(values), min(values), max(values)) for name, values in times.items()}
+            times[name].rounds.append(seconds(run, device))
+    return times
 
 
 def seconds(run: Callable[[], object], device: str) -> float:
@@ -114,12 +133,6 @@ def _cell(value: Any) -> str:
     if not isinstance(value, float):
         return f"{value:,}" if isinstance(value, int) else str(value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def timing(name: str, measured: tuple[float, float, float], per: int = 1, unit: str = "ms a frame") -> Row:
-    """A row of a table: median, least and most, in milliseconds over `per`."""
-    median, least, most = (1000 * value / per for value in measured)
-    return {"what": name, unit: median, "least": least, "most": most}
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

@@ -43,12 +43,10 @@ def forward(count: int, frames: int, device: str, repeats: int) -> list[harness.
     rows = []
     for name, call in runs.items():
         peak, out = harness.peak_bytes(call, device)
-        row = {"what": name, "ms": 1000 * measured[name][0], "least": 1000 * measured[name][1]}
-        row |= {"most": 1000 * measured[name][2], "points/s": count * frames / measured[name][0]}
-        rows.append({**row, "peak MB beyond in- and outputs": (peak - harness.size(out)) / 1e6})
-    for row in rows:
-        literal = "literal, bfloat16" if "bfloat16" in row["what"] else "literal"
-        row["faster than literal"] = measured[literal][0] / measured[row["what"]][0]
+        literal = measured["literal, bfloat16" if "bfloat16" in name else "literal"]
+        row = {**measured[name].row(name, unit="ms"), "points/s": count * frames / measured[name].median}
+        row |= {"peak MB beyond in- and outputs": (peak - harness.size(out)) / 1e6}
+        rows.append({**row, "faster than literal": literal.over(measured[name])})
     rows[0]["largest difference, px"] = error
     return rows
 
@@ -69,10 +67,10 @@ def training_step(count: int, frames: int, device: str, repeats: int) -> list[ha
     rows = []
     for name, call in runs.items():
         peak, gradient = harness.peak_bytes(call, device)
-        row = {"what": name, "ms": 1000 * measured[name][0], "least": 1000 * measured[name][1]}
-        rows.append({**row, "most": 1000 * measured[name][2], "peak MB": peak / 1e6})
+        rows.append({**measured[name].row(name, unit="ms"), "peak MB": peak / 1e6})
         rows[-1]["peak MB beyond the gradient"] = (peak - harness.size(gradient)) / 1e6
-    rows[0] |= {"share of literal's peak": rows[0]["peak MB"] / max(rows[1]["peak MB"], 1e-9)}
+    for key in ("peak MB", "peak MB beyond the gradient"):
+        rows[0][f"share of literal's {key.replace(' MB', '')}"] = rows[0][key] / max(rows[1][key], 1e-9)
     return rows
 
 

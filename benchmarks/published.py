@@ -24,7 +24,8 @@ class PublishedAdapter(nn.Module):
         self.norm = nn.GroupNorm(1, dim, eps=1e-5)
         self.norm.load_state_dict(adapter.norm.state_dict())
         for name in ("conv_in", "pool", "unpool", "conv_out"):
-            self.add_module(name, copy.deepcopy(getattr(adapter, name)))
+            conv = copy.deepcopy(getattr(adapter, name))
+            self.add_module(name, conv.to(memory_format=torch.contiguous_format))
         self.norm2, self.qkv, self.proj = (copy.deepcopy(getattr(adapter.mixer, n)) for n in ("norm", "qkv", "proj"))
         self.heads, self.window = adapter.mixer.heads, adapter.mixer.window
 

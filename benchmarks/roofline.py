@@ -29,7 +29,7 @@ def ceilings(device: str, dtype: torch.dtype, repeats: int) -> tuple[float, floa
     runs = {"product": lambda: a @ b, "copy": lambda: target.copy_(source)}
     measured = harness.side_by_side(runs, device, repeats)
     # A busy moment says nothing of a ceiling: the best run counts.
-    return 2 * side**3 / measured["product"][1], 2 * harness.size(source) / measured["copy"][1]
+    return 2 * side**3 / min(measured["product"].rounds), 2 * harness.size(source) / min(measured["copy"].rounds)
 
 
 @torch.inference_mode()
@@ -93,7 +93,7 @@ def measure(
     rows: list[harness.Row] = []
     for name, (_, flops, moved, times) in parts.items():
         floor = 1000 * max(flops / rate, moved / bandwidth)
-        took = 1000 * measured[name][0] / frames
+        took = 1000 * measured[name].median / frames
         row: harness.Row = {"part of a frame": name, "times": times, "GFLOP": flops / 1e9, "MB": moved / 1e6}
         rows.append({**row, "floor ms": floor, "measured ms": took, "measured / floor": took / floor})
     facts = f"ViT-{vit[0].upper()}, {grid} x {grid} grid, {frames} frames, {str(dtype).removeprefix('torch.')}"

@@ -25,30 +25,36 @@ def naive(x, gamma, beta, weight, bias):
     return F.conv2d(y.transpose(1, 2).flatten(0, 1), weight, bias, padding=1)
 
 
-def folded(x, *values):
-    return normed_conv2d(x, clip_moments(frame_moments(x)), *values)
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_group_norm_and_convolution(shape):
     x = 3 + 2 * draw(*shape, 6, seed=9)
     values = parameters()
-    torch.testing.assert_close(folded(x, *values), naive(x, *values), rtol=0, atol=1e-11)
+    torch.testing.assert_close(normed_conv2d(x, *values), naive(x, *values), rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gradients_equal_group_norm_and_convolution(shape):
     inputs = ((3 + 2 * draw(*shape, 6, seed=9)).requires_grad_(), *parameters())
     weight = torch.rand(shape[0] * shape[1], 4, *shape[2:], dtype=torch.float64)
-    ours = torch.autograd.grad((folded(*inputs) * weight).sum(), inputs)
+    ours = torch.autograd.grad((normed_conv2d(*inputs) * weight).sum(), inputs)
     expected = torch.autograd.grad((naive(*inputs) * weight).sum(), inputs)
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
+def test_parts_of_a_clip_with_its_moments():
+    x, values = 3 + draw(2, 5, 4, 4, 6), parameters()
+    moments = clip_moments(frame_moments(x))
+    parts = [normed_conv2d(part, *values, moments).unflatten(0, (2, -1)) for part in x.split(2, dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1).flatten(0, 1), normed_conv2d(x, *values), rtol=0, atol=1e-12)
+
+
 def test_clips_of_a_batch_keep_their_own_moments():
     x = draw(3, 2, 4, 4, 6) * torch.tensor([1.0, 10.0, 0.1]).view(3, 1, 1, 1, 1) + torch.arange(3).view(3, 1, 1, 1, 1)
-    together, alone = folded(x, *parameters()), torch.cat([folded(clip[None], *parameters()) for clip in x])
+    together, alone = (
+        normed_conv2d(x, *parameters()),
+        torch.cat([normed_conv2d(clip[None], *parameters()) for clip in x]),
+    )
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
 
 
@@ -80,7 +86,7 @@ def test_half_precision_accumulates_in_float32(dtype):
 def test_half_precision_output(dtype):
     x = draw(2, 3, 8, 8, 6).to(dtype)
     values = parameters()
-    out = folded(x, *(v.detach().to(dtype) for v in values))
+    out = normed_conv2d(x, *(v.detach().to(dtype) for v in values))
     assert out.dtype == dtype
     expected = naive(x.double(), *values)
     assert (out - expected).norm() < 0.01 * expected.norm()
@@ -88,5 +94,5 @@ def test_half_precision_output(dtype):
 
 def test_constant_clips_have_finite_gradients():
     x = torch.ones(1, 2, 4, 4, 6, dtype=torch.float64, requires_grad=True)
-    folded(x, *parameters()).sum().backward()
+    normed_conv2d(x, *parameters()).sum().backward()
     assert x.grad.isfinite().all()

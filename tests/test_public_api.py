@@ -54,7 +54,7 @@ def test_signatures():
     assert parameters["correlation_dtype"].default is torch.float32
     assert names(grid_queries) == ["size", "image_size", "t"]
     assert names(ChronoBackbone.__init__)[1:] == ["config", "pretrained_vit", "backend"]
-    assert names(ChronoBackbone.forward)[1:] == ["video", "grid"]
+    assert names(ChronoBackbone.forward)[1:] == ["video", "grid", "max_frames_in_memory", "offload"]
     assert names(load_authors_checkpoint) == ["path", "num_heads", "grid"]
     assert [f.name for f in dataclasses.fields(Tracks)] == ["xy", "similarity", "visible", "logits"]
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ops.clip_norm import Moments, clip_moments, frame_moments, normed_conv2d
+from .ops.clip_norm import Moments, normed_conv2d
 from .ops.temporal_attention import EPS, choose_backend, temporal_attention
 
 
@@ -45,6 +45,8 @@ class TemporalAdapter(nn.Module):
         self.conv_out = nn.Conv2d(channels, dim, 3, padding=1)
         for parameter in self.conv_out.parameters():
             nn.init.zeros_(parameter)
+        for conv in (self.conv_in, self.pool, self.unpool, self.conv_out):  # as tokens are, or each call lays them out
+            conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def norm_of_clip(self) -> bool:
@@ -72,8 +74,7 @@ class TemporalAdapter(nn.Module):
         # Tokens are channels-last already: these permutations are views that convolutions take as channels_last.
         norm, conv = self.norm, self.conv_in
         if isinstance(norm, ClipNorm):
-            moments = clip_moments(frame_moments(x)) if moments is None else moments
-            y = normed_conv2d(x, moments, norm.weight, norm.bias, conv.weight, conv.bias)
+            y = normed_conv2d(x, norm.weight, norm.bias, conv.weight, conv.bias, moments)
         else:
             y = conv(norm(x).flatten(0, 1).permute(0, 3, 1, 2))
         y = F.relu(y, inplace=True)

@@ -1,8 +1,8 @@
 """GroupNorm with one group over a whole clip, folded into the 3x3 convolution that follows it.
 
-`conv(gamma * (x - mean) * rstd + beta)` equals `conv'(x) + shift`: gamma and rstd go into the kernel, and what mean and
-beta add is a constant map but for the zero padding, which leaves out taps at the borders. So the normalised clip,
-the largest tensor of an adapter, is never written.
+`conv(gamma * (x - mean) * rstd + beta)` equals `conv'(x - mean) + shift`: gamma and rstd go into the kernel, and what
+beta adds is a constant map but for the zero padding, which leaves out taps at the borders. Only `x - mean` is written,
+which the variance needs anyway.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dtypes import wide_dtype
+from .dtypes import HALF, wide_dtype
 
 EPS = 1e-5
 
@@ -28,17 +28,9 @@ class Moments(NamedTuple):
 def frame_moments(
     x: Tensor,  # (B, T, h, w, C)
 ) -> Moments:
-    """The moments of every frame over positions and channels, (B, T).
-
-    A mean and then the deviations from it, as two plain reductions in float32 that write no float32 copy of `x`:
-    `var_mean` runs seven times slower on CPUs, and CUDA's `group_norm` gives one thread block to the whole clip.
-    """
-    dtype = wide_dtype(x.dtype)
-    mean = x.mean(dim=(2, 3, 4), keepdim=True, dtype=dtype)
-    centre = mean.to(x.dtype)
-    deviation = torch.linalg.vector_norm(x - centre, dim=-1, dtype=dtype)
-    variance = deviation.square().mean(dim=(2, 3)) / x.shape[-1] - (mean - centre).square().flatten(1)
-    return Moments(mean.flatten(1), variance)
+    """The moments of every frame over positions and channels, (B, T)."""
+    _, moments, _ = _centred(x.flatten(0, 1)[:, None])
+    return Moments(*(m.unflatten(0, x.shape[:2]) for m in moments))
 
 
 def clip_moments(frames: Moments) -> Moments:
@@ -50,27 +42,48 @@ def clip_moments(frames: Moments) -> Moments:
 
 def normed_conv2d(
     x: Tensor,  # (B, T, h, w, C)
-    moments: Moments,  # (B,)
     gamma: Tensor,  # (C,)
     beta: Tensor,  # (C,)
     weight: Tensor,  # (out, C, 3, 3)
     bias: Tensor | None,  # (out,)
+    moments: Moments | None = None,  # (B,)
 ) -> Tensor:  # (B * T, out, h, w)
-    """A zero-padded 3x3 convolution of the clip normalised by `moments`, `gamma` and `beta`."""
+    """A zero-padded 3x3 convolution of the normalised clip; `moments` are given where `x` is only a part of it."""
     height, width = x.shape[2:4]
-    scale = (moments.variance + EPS).rsqrt()
-    scaled = weight * gamma[:, None, None]
-    offsets = (moments.mean * scale)[:, None, None, None]
-    taps = (weight * beta[:, None, None]).sum(dim=1) - offsets * scaled.sum(dim=1)  # (B, out, 3, 3)
+    centred, (mean, variance), centre = _centred(x, moments)
+    scale = (variance + EPS).rsqrt()
+    channels_last = weight.permute(0, 2, 3, 1)
+    taps = (channels_last @ beta).expand(len(x), -1, -1, -1)  # (B, out, 3, 3)
+    if x.dtype in HALF:  # its rounding left a rest of the mean
+        taps = taps - ((mean - centre) * scale)[:, None, None, None] * (channels_last @ gamma)
     taps = _padded_sums(_padded_sums(taps, width).transpose(-2, -1), height)  # (B, out, w, h)
     taps = taps if bias is None else taps + bias[:, None, None]
     shift = taps.permute(0, 3, 2, 1)  # laid out like channels-last maps
     convolved = []
-    for clip, clip_scale, clip_shift in zip(x, scale, shift, strict=True):
-        kernel = (scaled * clip_scale).to(weight.dtype)
+    for clip, clip_scale, clip_shift in zip(centred, scale, shift, strict=True):
+        kernel = (weight * (gamma * clip_scale)[:, None, None]).to(weight.dtype)
         y = F.conv2d(clip.permute(0, 3, 1, 2), kernel, padding=1)
         convolved.append(y.add_(clip_shift.permute(2, 0, 1).to(y.dtype)))
     return convolved[0] if len(convolved) == 1 else torch.cat(convolved)
+
+
+def _centred(
+    x: Tensor,  # (B, T, h, w, C)
+    moments: Moments | None = None,  # (B,)
+) -> tuple[Tensor, Moments, Tensor]:
+    """x minus its mean over each clip in the type of x, the moments, and the mean in that type.
+
+    Plain reductions in float32 that write no float32 copy of half precision: `var_mean` runs seven times slower on
+    CPUs, and CUDA's `group_norm` gives one thread block to the whole clip.
+    """
+    dtype = wide_dtype(x.dtype)
+    mean = x.mean(dim=(2, 3, 4), dtype=dtype).mean(dim=1) if moments is None else moments.mean
+    centre = mean.to(x.dtype)
+    centred = x - centre[:, None, None, None, None]
+    if moments is None:
+        squares = torch.linalg.vector_norm(centred, dim=-1, dtype=dtype).square()
+        moments = Moments(mean, squares.mean(dim=(1, 2, 3)) / x.shape[-1] - (mean - centre).square())
+    return centred, moments, centre
 
 
 def _padded_sums(

@@ -51,7 +51,8 @@ def window_attention(
     k_frame = start + torch.arange(-before, block + after, device=device)
     seen = _seen(q_frame, k_frame, window) & (k_frame >= 0) & (k_frame < frames)
     seen |= q_frame >= frames  # what is added at the end is cut off again, but its gradients have to be finite
-    out = F.scaled_dot_product_attention(*(x.flatten(0, 1) for x in (queries, keys, values)), attn_mask=seen)
+    queries, keys, values = (x.flatten(0, 1) for x in (queries, keys, values))
+    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
     return out.flatten(1, 2)[:, :frames].unflatten(0, q.shape[:2])
 
 
