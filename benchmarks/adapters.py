@@ -43,6 +43,7 @@ def features(
     if device == "cuda":
         runs["ours, triton"] = lambda: on_backend(model, "triton")(video)
     if compiled:
+        torch._dynamo.reset()  # or what another size left behind would run with sizes left open
         fast = random_model(vit, grid, device, dtype)
         fast.compile()
         fast_plain = timm.create_model(VITS[vit], num_classes=0, dynamic_img_size=True).eval().to(device, dtype)

@@ -52,7 +52,7 @@ def measure(device: str, lengths: list[int], chunk: int, offload: str | None = N
             str(frames),
         ]
         call += ["--offload", offload] if offload else []
-        printed = subprocess.run(call, check=True, capture_output=True, text=True).stdout
+        printed = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout
         rows.append(json.loads(printed.splitlines()[-1]))
         rows[-1]["to the first"] = rows[-1]["ms a frame"] / rows[0]["ms a frame"]
     place = f"stream and features: {offload or 'memory'}"

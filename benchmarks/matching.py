@@ -74,19 +74,19 @@ def training_step(count: int, frames: int, device: str, repeats: int) -> list[ha
     return rows
 
 
-def measure(device: str, repeats: int, sizes: list[tuple[int, int]], training: tuple[int, int]) -> dict:
-    """Every table, for (queries, frames) in `sizes`, and a training step of `training`."""
+def measure(device: str, repeats: int, sizes: list[tuple[int, int]], training: list[tuple[int, int]]) -> dict:
+    """Every table, for (queries, frames) in `sizes`, and training steps for those in `training`."""
     what = f"{GRID} x {GRID} cells x {CHANNELS} channels, float32"
     tables = {f"Tracking, {n:,} queries x {t} frames x {what}": forward(n, t, device, repeats) for n, t in sizes}
-    n, t = training
-    tables[f"Training step, {n:,} queries x {t} frames x {what}"] = training_step(n, t, device, repeats)
+    for n, t in training:
+        tables[f"Training step, {n:,} queries x {t} frames x {what}"] = training_step(n, t, device, repeats)
     return tables
 
 
 def main() -> None:
     parser = harness.parser(__doc__)
     args = parser.parse_args()
-    tables = measure(args.device, args.repeats, [(1024, 100), (256, 100)], (256, 24))
+    tables = measure(args.device, args.repeats, [(1024, 100), (256, 100)], [(256, 24), (1024, 24)])
     harness.report("matching", args.device, tables, args.out)
 
 

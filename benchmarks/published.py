@@ -35,7 +35,7 @@ class PublishedAdapter(nn.Module):
     ) -> Tensor:
         batch, frames, height, width, channels = x.shape
         y = x.permute(0, 4, 1, 2, 3).contiguous()
-        y = self.norm(y.float()).to(x.dtype)
+        y = F.group_norm(y.float(), 1, self.norm.weight.float(), self.norm.bias.float(), self.norm.eps).to(x.dtype)
         y = y.permute(0, 2, 1, 3, 4).reshape(batch * frames, channels, height, width)
         y = F.relu(self.pool(F.relu(self.conv_in(y))))
         coarse = y.shape[-2:]
@@ -78,8 +78,9 @@ def literal_track(
     for b, t in torch.cartesian_prod(torch.arange(batch), torch.arange(frames)).tolist():
         chosen = queries[b, :, 0] == t
         at = (queries[b, chosen, 1:] * scale - 1)[None, :, None]
-        frame = features[b, t][None]
-        wanted[b, chosen] = F.grid_sample(frame, at, align_corners=False, padding_mode="border")[0, :, :, 0].T
+        frame = features[b, t][None].to(at.dtype)
+        sampled = F.grid_sample(frame, at, align_corners=False, padding_mode="border")[0, :, :, 0]
+        wanted[b, chosen] = sampled.T.to(wanted.dtype)
     volume = torch.einsum("bnc,btchw->bnthw", wanted, features)
     probability = F.softmax(volume.flatten(3) * temperature, dim=-1).view_as(volume)
     best = volume.flatten(3).argmax(dim=-1)

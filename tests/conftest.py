@@ -27,6 +27,11 @@ def data() -> Path:
     return Path(__file__).parent / "data"
 
 
+@pytest.fixture(autouse=True)
+def no_backend_override(monkeypatch):
+    monkeypatch.delenv("CHRONO_FEATURES_BACKEND", raising=False)
+
+
 @pytest.fixture
 def small_config():
     """small_config(**changes): the configuration of a very small ViT on an 8 x 8 grid."""

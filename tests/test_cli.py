@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 import chrono_features
 from chrono_features import ChronoBackbone, ChronoConfig, Tracks
@@ -113,6 +114,22 @@ def test_features(clip: Path, model: ChronoBackbone) -> None:
     with torch.inference_mode():
         torch.testing.assert_close(saved, model(read_video(clip, start=3).frames[None])[0])
     assert about == {"model": "chrono-tiny", "fps": "20", "start": "3", "every": "1", "height": "48", "width": "64"}
+
+
+def test_long_videos_go_through_in_chunks(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    once, chunks = clip.parent / "once", clip.parent / "chunks"
+    seen = []
+    original = ChronoBackbone.embed
+    monkeypatch.setattr(ChronoBackbone, "embed", lambda self, v, g: seen.append(v.shape[1]) or original(self, v, g))
+    for out, options in ((once, ()), (chunks, ("--max-frames-in-memory", 3))):
+        run("features", clip, "--out", out.with_suffix(".safetensors"), *options)
+        run("track", clip, "--queries", "grid:3@1", "--out", out.with_suffix(".npz"), *options)
+    assert seen == [8, 8, 3, 3, 2, 3, 3, 2]
+    a, b = (load_file(out.with_suffix(".safetensors"))["features"] for out in (once, chunks))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    a, b = (Tracks.load(out.with_suffix(".npz")).xy for out in (once, chunks))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-2)
+    assert "--max-frames-in-memory" in run("track", clip, "--max-frames-in-memory", 0, code=2)
 
 
 def test_pca_alone_and_beside_the_vit(clip: Path) -> None:

@@ -92,6 +92,20 @@ def test_half_precision_output(dtype):
     assert (out - expected).norm() < 0.01 * expected.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_gradients_of_a_large_mean(dtype):
+    """The mean does not fit the type: what its rounding leaves has to enter the shift and the gradients."""
+    x = (20.3 + draw(2, 3, 8, 8, 6)).to(dtype)
+    inputs = [v.detach().to(dtype).requires_grad_() for v in (x, *parameters())]
+    exact = [v.detach().double().requires_grad_() for v in inputs]
+    ours, expected = normed_conv2d(*inputs), naive(*exact)
+    assert (ours - expected).norm() < 0.02 * expected.norm()
+    weight = draw(*expected.shape, seed=5)
+    ours = torch.autograd.grad((ours.double() * weight).sum(), inputs)
+    for a, b in zip(ours, torch.autograd.grad((expected * weight).sum(), exact), strict=True):
+        assert (a - b).norm() < 0.02 * b.norm()
+
+
 def test_constant_clips_have_finite_gradients():
     x = torch.ones(1, 2, 4, 4, 6, dtype=torch.float64, requires_grad=True)
     normed_conv2d(x, *parameters()).sum().backward()

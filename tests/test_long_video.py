@@ -1,6 +1,7 @@
 import copy
 import gc
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,15 +46,19 @@ def test_float32_and_batches_and_other_grids(small_model, clip):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("where", ["cpu", "folder"])
 @torch.no_grad()
-def test_offloading_changes_nothing_and_leaves_no_files(small_model, clip, tmp_path, where, dtype):
+def test_offloading_changes_nothing_and_leaves_no_files(small_model, clip, tmp_path, dtype):
     network, video = small_model(neck="x2").to(dtype), clip(1, 9)
     kept = network(video, max_frames_in_memory=4)
-    features = network(video, max_frames_in_memory=4, offload=tmp_path if where == "folder" else where)
-    assert features.dtype == dtype and torch.equal(features, kept)
-    del features
-    gc.collect()
+    for where in (tmp_path, str(tmp_path), "cpu"):
+        features = network(video, max_frames_in_memory=4, offload=where)
+        assert features.dtype == dtype and torch.equal(features, kept)
+        mapped = Path("/proc/self/maps")
+        if mapped.exists():
+            assert (str(tmp_path) in mapped.read_text()) == (where != "cpu")
+            del features
+            gc.collect()
+            assert str(tmp_path) not in mapped.read_text()
     assert not list(tmp_path.iterdir())
 
 
@@ -94,6 +99,16 @@ def test_memory_does_not_grow_with_the_clip(small_model, clip, allocations):
     short, long = clip(1, 20), clip(1, 200)
     peaks = [allocations(lambda v=v: network(v, max_frames_in_memory=4)) for v in (short, long)]
     assert peaks[1] < 1.1 * peaks[0] < allocations(lambda: network(long))
+
+
+@torch.no_grad()
+def test_memory_does_not_grow_with_the_depth(small_config, small_model, clip, allocations):
+    """Frames held back in one adapter are few; no adapter holds a chunk while the next one is on its way."""
+    kwargs, video, peaks = small_config().vit_kwargs, clip(1, 64), []
+    for depth in (4, 12):
+        network = small_model(norm="token", window=(1, 1), vit_kwargs={**kwargs, "depth": depth})
+        peaks.append(allocations(lambda n=network: [None for _ in n.iter_features(video[0], max_frames_in_memory=16)]))
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 @torch.no_grad()

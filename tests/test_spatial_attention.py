@@ -1,4 +1,3 @@
-import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
@@ -37,8 +36,18 @@ def test_a_models_blocks_run_in_it(monkeypatch, small_model, clip):
     torch.testing.assert_close(features, model(clip()), rtol=0, atol=1e-5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_checkpoints_compute_blocks_again_on_the_same_kernel(monkeypatch, small_model, clip):
+    monkeypatch.setattr(module, "_order", lambda device: [SDPBackend.MATH])
+    model, seen = small_model(freeze_vit=False).train(), []
+    model.set_grad_checkpointing()
+    for block in model.vit.blocks:
+        block.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cuda.flash_sdp_enabled()))
+    model(clip()).square().sum().backward()
+    assert len(seen) == 6 and not any(seen)
+
+
 def test_measured_kernels_are_looked_up_by_capability(monkeypatch):
-    capability = torch.cuda.get_device_capability()
-    monkeypatch.setitem(module.MEASURED_BEST, capability, [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+    monkeypatch.setitem(module.MEASURED_BEST, (9, 0), [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+    monkeypatch.setattr(module, "compute_capability", lambda device: (9, 0) if device.type == "cuda" else (0, 0))
     assert describe_spatial_attention(torch.device("cuda")).startswith("EFFICIENT_ATTENTION")
+    assert "own choice" in describe_spatial_attention(torch.device("cpu"))

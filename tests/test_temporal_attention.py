@@ -34,11 +34,6 @@ def device():
     del sys.modules[KERNEL]
 
 
-@pytest.fixture(autouse=True)
-def no_override(monkeypatch):
-    monkeypatch.delenv(module.BACKEND_VARIABLE, raising=False)
-
-
 def draw(batch, frames, positions, heads, size, dtype=torch.float32, device=CPU, seed=0):
     """x and the parameters, none of them symmetric, zero or one by accident."""
     generator = torch.Generator().manual_seed(seed)
@@ -281,7 +276,8 @@ def test_operator_runs_without_the_kernel(device):
 
 @pytest.mark.parametrize("backend", ["auto", "torch", "triton"])
 def test_compiles_as_one_graph(device, backend, monkeypatch):
-    monkeypatch.setattr(module, "MEASURED_WINS", {module._capability(device): 20})  # "auto": one clip on either side
+    one_clip = {(module.compute_capability(device), torch.float32): 20}  # "auto": the other clip is larger
+    monkeypatch.setattr(module, "MEASURED_WINS", one_clip)
     torch._dynamo.reset()
     compiled = torch.compile(temporal_attention, backend="aot_eager", fullgraph=True)
     for frames in (5, 9):  # once for this length, then for any
@@ -305,25 +301,29 @@ def test_auto_without_a_measurement_is_torch(monkeypatch):
 
 
 def test_auto_takes_the_kernel_where_it_was_measured_to_win(monkeypatch, device):
-    monkeypatch.setattr(module, "_capability", lambda device: (9, 0))
-    monkeypatch.setattr(module, "MEASURED_WINS", {(9, 0): 30})
+    monkeypatch.setattr(module, "compute_capability", lambda device: (9, 0))
+    monkeypatch.setattr(module, "MEASURED_WINS", {((9, 0), torch.float32): 30})
     name, reason = choose_backend("auto", device, torch.float32, 128, 4)
     assert name == "triton" and "up to 30 rows" in reason
     assert choose_backend("auto", device, torch.float32, 128, 4, 30)[0] == "triton"
     name, reason = choose_backend("auto", device, torch.float32, 128, 4, 31)
     assert name == "torch" and "up to 30 rows" in reason
-    name, reason = choose_backend("auto", device, torch.float64, 128, 4)
-    assert name == "torch" and "float64" in reason
-    monkeypatch.setattr(module, "MEASURED_WINS", {(8, 0): 30})
+    name, reason = choose_backend("auto", device, torch.float16, 128, 4)
+    assert name == "torch" and "float16" in reason
+    name, reason = choose_backend("auto", device, torch.float32, 128, 4, 30, gradients=True)
+    assert name == "torch" and "with gradients" in reason
+    monkeypatch.setattr(module, "MEASURED_WINS", {((8, 0), torch.float32): 30})
     assert choose_backend("auto", device, torch.float32, 128, 4)[0] == "torch"
 
     calls = []
     op = module._kernel_op
-    monkeypatch.setattr(module, "MEASURED_WINS", {(9, 0): 30})
+    monkeypatch.setattr(module, "MEASURED_WINS", {((9, 0), torch.float32): 30})
     monkeypatch.setattr(module, "_kernel_op", lambda *arguments: calls.append(arguments[0].shape) or op(*arguments))
     for shape in ((2, 5, 3), (2, 4, 4)):
         temporal_attention(*draw(*shape, 2, 16, device=device), 2, (6, 6))
     assert calls == [(2, 5, 3, 32)]
+    temporal_attention(*(t.requires_grad_() for t in draw(2, 5, 3, 2, 16, device=device)), 2, (6, 6))
+    assert len(calls) == 1
 
 
 def test_a_name_is_taken_at_its_word(device):

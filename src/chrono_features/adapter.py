@@ -117,8 +117,7 @@ class AttentionMixer(nn.Module):
         self,
         x: Tensor,  # (B, T, h, w, C)
     ) -> Tensor:
-        norm, qkv, proj = self.norm, self.qkv, self.proj
-        parameters = (norm.weight, norm.bias, qkv.weight, proj.weight, proj.bias)
+        parameters = (self.norm.weight, self.norm.bias, self.qkv.weight, self.proj.weight, self.proj.bias)
         return temporal_attention(x.flatten(2, 3), *parameters, self.heads, self.window, self.backend).view(x.shape)
 
     def backend_info(self) -> str:

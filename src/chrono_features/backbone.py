@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,12 +19,12 @@ from .config import ChronoConfig, check_grid
 from .frames import prepare_frames
 from .neck import UpsampleNeck
 from .ops.dtypes import wide_dtype
-from .ops.spatial_attention import describe_spatial_attention, spatial_attention
-from .ops.temporal_attention import BACKENDS
+from .ops.spatial_attention import describe_spatial_attention
+from .ops.temporal_attention import check_backend
 from .stem import ConvStem, FineFeatures
 from .tracking import VisibilityHead, soft_argmax_track
 from .tracks import Tracks
-from .vit import create_vit, final_norm, first_tokens, rotary_tables
+from .vit import create_vit, final_norm, first_tokens, rotary_tables, run_block
 
 
 class ChronoBackbone(
@@ -100,8 +100,7 @@ class ChronoBackbone(
 
     @backend.setter
     def backend(self, backend: str) -> None:
-        if backend not in BACKENDS:
-            raise ValueError(f"backend={backend!r}; expected one of {', '.join(map(repr, BACKENDS))}")
+        check_backend(backend)
         if backend == "triton" and self.config.mixer != "attention":
             raise ValueError(f"backend='triton' with mixer={self.config.mixer!r}; expected mixer='attention'")
         self._backend = backend
@@ -132,6 +131,7 @@ class ChronoBackbone(
         """Compiles blocks and adapters one by one, in place, for any number of frames.
 
         Blocks share one compiled function and adapters another, so this starts sooner than compiling the whole model.
+        In chunks and streams adapters run in pieces, which are not compiled.
 
         Args:
             options: Keyword arguments of `torch.compile`.
@@ -193,9 +193,10 @@ class ChronoBackbone(
         grid: tuple[int, int] | None = None,
         *,
         max_frames_in_memory: int | None = None,
+        offload: str | os.PathLike[str] | None = None,
     ) -> Tensor:
         """The adapters' statistics over a clip, for `stream`. See `chrono_features.long_video.calibrate`."""
-        return long_video.calibrate(self, video, grid, max_frames_in_memory)
+        return long_video.calibrate(self, video, grid, max_frames_in_memory, offload)
 
     def stream(self, stats: Tensor | None = None, **options: Any) -> long_video.FeatureStream:
         """Frames in, features out. See `chrono_features.long_video.FeatureStream`."""
@@ -267,8 +268,7 @@ class ChronoBackbone(
         rope: Mapping[str, Tensor],
     ) -> Tensor:
         """One block of the ViT on every frame."""
-        with spatial_attention(x.device):
-            return self._run(self.vit.blocks[index], x.flatten(0, 1), **rope).unflatten(0, x.shape[:2])
+        return self._run(run_block, self.vit.blocks[index], x.flatten(0, 1), **rope).unflatten(0, x.shape[:2])
 
     def patches(
         self,
@@ -319,8 +319,8 @@ class ChronoBackbone(
         x = first_tokens(self.vit, x, grid, self.config.pos_embed_resize).unflatten(0, video.shape[:2])
         return x, None if fine is None or self.neck is None else fine.unflatten(0, video.shape[:2])
 
-    def _run(self, module: nn.Module, x: Tensor, **options: Any) -> Tensor:
+    def _run(self, function: Callable[..., Tensor], *inputs: Any, **options: Any) -> Tensor:
         # timm's own checkpointing lives in a method that walking the blocks bypasses.
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(module, x, use_reentrant=False, **options)
-        return module(x, **options)
+            return checkpoint(function, *inputs, use_reentrant=False, **options)
+        return function(*inputs, **options)

@@ -22,7 +22,7 @@ def check_video(video: Tensor) -> None:
     if video.dtype != torch.uint8 and not video.is_floating_point():
         raise ValueError(f"video of type {video.dtype}; expected uint8 0 … 255 or floating 0 … 1")
     if video.is_floating_point() and not torch.compiler.is_compiling():
-        low, high = (v.item() for v in torch.aminmax(video))
+        low, high = torch.stack(torch.aminmax(video)).tolist()
         if low != low or high != high:
             raise ValueError("video holds NaN; expected values from 0 to 1")
         if low < VALUE_RANGE[0] or high > VALUE_RANGE[1]:

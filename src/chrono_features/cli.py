@@ -69,6 +69,10 @@ Start = Annotated[int, typer.Option(help="First frame of the file to use.")]
 End = Annotated[int | None, typer.Option(help="Frame of the file to stop before.")]
 Every = Annotated[int, typer.Option(help="Use every n-th frame.")]
 MaxFrames = Annotated[int | None, typer.Option(help="Use at most this many frames.")]
+InMemory = Annotated[
+    int | None,
+    typer.Option(min=1, help="Frames in the network at a time, for long videos; the rest waits in main memory."),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -103,11 +107,13 @@ def track(
     end: End = None,
     every: Every = 1,
     max_frames: MaxFrames = None,
+    max_frames_in_memory: InMemory = None,
 ) -> None:
     """Track points through a video."""
     if out is None and render is None:
         out = Path("tracks.npz")
-    _track(video, queries, out, render, model, device, start=start, end=end, every=every, max_frames=max_frames)
+    selection = {"start": start, "end": end, "every": every, "max_frames": max_frames}
+    _track(video, queries, out, render, model, device, max_frames_in_memory, **selection)
 
 
 @app.command()
@@ -131,6 +137,7 @@ def features(
     end: End = None,
     every: Every = 1,
     max_frames: MaxFrames = None,
+    max_frames_in_memory: InMemory = None,
 ) -> None:
     """Compute the features of a video."""
     from safetensors.torch import save
@@ -140,7 +147,7 @@ def features(
     check_output("out", out, [".safetensors"], video)
     place = pick_device(device)
     clip = _read(video, model, start=start, end=end, every=every, max_frames=max_frames)
-    result = _features(_load(model, place), clip, place)
+    result = _features(_load(model, place), clip, place, in_memory=max_frames_in_memory)
     about = {
         "model": model,
         "fps": f"{clip.fps:g}",
@@ -349,7 +356,14 @@ def check_output(name: str, path: Path, suffixes: Iterable[str] | None, source: 
 
 
 def _track(
-    video: Path, queries: str, out: Path | None, render: Path | None, model: str, device: str, **selection: int | None
+    video: Path,
+    queries: str,
+    out: Path | None,
+    render: Path | None,
+    model: str,
+    device: str,
+    in_memory: int | None = None,
+    **selection: int | None,
 ) -> None:
     from .checks import check_queries
     from .video import VIDEO_FORMATS, write_video
@@ -365,7 +379,8 @@ def _track(
     points = check_queries(points_of(clip.size), 1, len(clip.frames), clip.size)
     network = _load(model, place)
     with _progress(f"tracking {points.shape[1]} points through {len(clip.frames)} frames"):
-        tracks: Tracks = network.track(clip.frames[None].to(place), points.float().to(place))[0].to("cpu")
+        frames = clip.frames[None] if in_memory else clip.frames[None].to(place)
+        tracks: Tracks = network.track(frames, points.float().to(place), **_chunked(in_memory))[0].to("cpu")
     if out is not None:
         tracks.save(out)
         _done(out, f"{points.shape[1]} points, {len(clip.frames)} frames")
@@ -374,13 +389,20 @@ def _track(
         _done(render)
 
 
-def _features(network: ChronoBackbone, clip: Video, device: torch.device, adapters: bool = True) -> Tensor:
+def _chunked(in_memory: int | None) -> dict[str, Any]:
+    """Options of a model for a video that goes through it in chunks."""
+    return {"max_frames_in_memory": in_memory, "offload": "cpu"} if in_memory else {}
+
+
+def _features(
+    network: ChronoBackbone, clip: Video, device: torch.device, adapters: bool = True, in_memory: int | None = None
+) -> Tensor:
     import torch
 
-    compute = network if adapters else network.vit_features
+    compute = partial(network, **_chunked(in_memory)) if adapters else network.vit_features
     what = f"computing features of {len(clip.frames)} frames{'' if adapters else ' by the ViT alone'}"
     with _progress(what), torch.inference_mode():
-        return compute(clip.frames[None].to(device))[0].cpu()
+        return compute(clip.frames[None] if in_memory else clip.frames[None].to(device))[0].cpu()
 
 
 def _load(name: str, device: torch.device) -> ChronoBackbone:

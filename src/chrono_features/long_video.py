@@ -102,9 +102,9 @@ class FeatureStream:
                 f"frames of shape {tuple(frames.shape)}; expected B={self._batch}, as of earlier frames or stats"
             )
         self._batch = len(frames)
-        parts = frames.split(1, dim=1) if self._one_by_one else [frames]
-        device = self._model.device
-        return torch.cat([self._advance(*self._model.embed(p.to(device), self._grid)) for p in parts], dim=1)
+        parts = frames.to(self._model.device).split(1 if self._one_by_one else frames.shape[1], dim=1)
+        ready = [self._advance(*self._model.embed(part, self._grid)) for part in parts]
+        return ready[0] if len(ready) == 1 else torch.cat(ready, dim=1)
 
     @torch.no_grad()
     def flush(self) -> Tensor:
@@ -125,8 +125,7 @@ class FeatureStream:
                 x = self._stages[name].push(x, last)
         if not x.shape[1]:
             return x.new_empty(len(x), 0, *self._model.feature_shape(self._grid))
-        fine = self._fine.take(x.shape[1]) if self._model.neck is not None else None
-        return self._model.read_out(x, fine, self._grid)
+        return self._model.read_out(x, _fine_of(x, self._model, self._fine), self._grid)
 
 
 def features(
@@ -189,6 +188,7 @@ def calibrate(
     video: Tensor,  # (B, T, 3, H, W)
     grid: tuple[int, int] | None = None,
     max_frames_in_memory: int | None = None,
+    offload: str | os.PathLike[str] | None = None,
 ) -> Tensor:
     """The mean and variance that each adapter's norm has over a clip, for `FeatureStream`.
 
@@ -206,7 +206,8 @@ def calibrate(
     grid = model.config.grid if grid is None else check_grid(grid)
     step = video.shape[1] if max_frames_in_memory is None else _check_step(max_frames_in_memory, len(video))
     found: list[Moments] = []
-    for _ in _run(model, video.split(step, dim=1), grid, step, None, video.shape[1], found):
+    _check_offload(offload)
+    for _ in _run(model, video.split(step, dim=1), grid, step, offload, video.shape[1], found):
         break  # the last adapter's moments are known before the first features
     return torch.stack([torch.stack(tuple(moments), dim=-1) for moments in found], dim=1)
 
@@ -231,6 +232,7 @@ class _Stage:
     ) -> Tensor:
         """Takes n frames; returns those that are ready, (B, m, tokens, C). `last`: there are none after them."""
         if x.shape[1]:
+            self._nothing = x.new_empty(x.shape[0], 0, *x.shape[2:])
             moments = self._moments and Moments(*(m.expand(len(x)) for m in self._moments))
             coarse = self._adapter.down(self._model.patches(x, self._grid), moments)
             self._coarse = coarse if self._coarse is None else torch.cat([self._coarse, coarse], dim=1)
@@ -250,13 +252,13 @@ class _Stage:
         return x
 
     def through(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """All chunks of a clip, through this stage."""
-        chunk = None
-        for chunk in chunks:
-            if (out := self.push(chunk)).shape[1]:
-                yield out
-        if chunk is not None and (out := self.push(chunk[:, :0], last=True)).shape[1]:
-            yield out
+        """All chunks of a clip, through this stage.
+
+        Here and below chunks pass without a name: a name would keep one in every stage while the last one works.
+        """
+        yield from filter(_any_frames, map(self.push, chunks))
+        if self._end:
+            yield from filter(_any_frames, map(self.push, [self._nothing], [True]))
 
 
 class _FrameQueue:
@@ -274,7 +276,7 @@ class _FrameQueue:
         while count:
             chunk = self._chunks.popleft()
             if chunk.shape[1] > count:
-                self._chunks.appendleft(chunk[:, count:])
+                self._chunks.appendleft(chunk[:, count:].clone())  # a view would hold the whole
                 chunk = chunk[:, :count]
             taken.append(chunk)
             count -= chunk.shape[1]
@@ -345,46 +347,62 @@ def _run(
     ropes = rotary_tables(model.vit, grid)
     done = 0
     for name, adapter in model.adapters.items():
-        x = _through_blocks(model, x, range(done, done := int(name) + 1), ropes)
-        moments = None
+        last = int(name) + 1
+        x = _through_blocks(model, x, range(done, last), ropes)
+        done, moments = last, None
         if adapter.norm_of_clip:
             moments = _stored(model, x, grid, store)
             x = store.drain(step)
             if found is not None:
                 found.append(moments)
         x = _Stage(model, name, grid, moments, model.config.window[1]).through(x)
-    for chunk in _through_blocks(model, x, range(done, len(ropes)), ropes):
-        yield model.read_out(chunk, fine.take(chunk.shape[1]) if model.neck is not None else None, grid)
+    x = _through_blocks(model, x, range(done, len(ropes)), ropes)
+
+    def read_out(chunk: Tensor) -> Tensor:
+        return model.read_out(chunk, _fine_of(chunk, model, fine), grid)
+
+    yield from map(read_out, x)
 
 
 def _embedded(
     model: ChronoBackbone, chunks: Iterable[Tensor], grid: tuple[int, int], fine: _FrameStore | _FrameQueue
 ) -> Iterator[Tensor]:
-    for chunk in chunks:
-        x, chunk_fine = model.embed(chunk.to(model.device), grid)
-        if chunk_fine is not None:
-            fine.append(chunk_fine)
-        yield x
+    def embed(chunk: Tensor) -> Tensor:
+        x, of_frames = model.embed(chunk.to(model.device), grid)
+        if of_frames is not None:
+            fine.append(of_frames)
+        return x
+
+    return map(embed, chunks)
+
+
+def _fine_of(chunk: Tensor, model: ChronoBackbone, fine: _FrameStore | _FrameQueue) -> Tensor | None:
+    return fine.take(chunk.shape[1]) if model.neck is not None else None
 
 
 def _through_blocks(
     model: ChronoBackbone, chunks: Iterable[Tensor], blocks: Iterable[int], ropes: list[dict[str, Tensor]]
 ) -> Iterator[Tensor]:
-    for x in chunks:
+    def run(x: Tensor) -> Tensor:
         for i in blocks:
             x = model.run_block(i, x, ropes[i])
-        yield x
+        return x
+
+    return map(run, chunks)
+
+
+def _any_frames(x: Tensor) -> bool:
+    return x.shape[1] > 0
 
 
 def _stored(model: ChronoBackbone, chunks: Iterable[Tensor], grid: tuple[int, int], store: _FrameStore) -> Moments:
     """Runs everything so far on all frames and stores them; returns their moments."""
-    mean = variance = torch.empty(0)
+    frames: list[Moments] = []
     for x in chunks:
-        frames = frame_moments(model.patches(x, grid))
-        mean = torch.cat([mean, frames.mean], dim=1) if mean.numel() else frames.mean
-        variance = torch.cat([variance, frames.variance], dim=1) if variance.numel() else frames.variance
+        frames.append(frame_moments(model.patches(x, grid)))
         store.append(x)
-    return clip_moments(Moments(mean, variance))
+        del x
+    return clip_moments(Moments(*(torch.cat(values, dim=1) for values in zip(*frames, strict=True))))
 
 
 def _batched(frames: Iterable[Tensor], step: int) -> Iterator[Tensor]:
@@ -423,7 +441,8 @@ def _empty(
         return torch.empty(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
     if offload in (None, "cpu"):
-        memory = mmap.mmap(-1, size)
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        memory = mmap.mmap(-1, size, **private)  # shared with forked processes it would change under one's hands
     else:
         with tempfile.TemporaryFile(dir=offload) as file:
             if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a crash on writing

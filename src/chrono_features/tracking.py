@@ -9,11 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_features, check_image_size, check_queries
-from .ops.matching import match
+from .ops.matching import default_budget, match
 from .tracks import Tracks
-
-MEMORY_BUDGET = 48 * 2**20
-GPU_MEMORY_BUDGET = 256 * 2**20
 
 
 class VisibilityHead(nn.Module):
@@ -80,11 +77,12 @@ def soft_argmax_track(
     height, width = check_image_size(image_size)
     place = queries if queries is not None else query_features
     device = place.device if features.device.type == "cpu" and isinstance(place, Tensor) else features.device
-    if memory_budget is None:
-        memory_budget = MEMORY_BUDGET if device.type == "cpu" else GPU_MEMORY_BUDGET
-    for name, value in (("temperature", temperature), ("radius", radius), ("memory_budget", memory_budget)):
+    memory_budget = default_budget(device) if memory_budget is None else memory_budget
+    for name, value in (("temperature", temperature), ("radius", radius)):
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name}={value!r}; expected a finite number above 0")
+    if not isinstance(memory_budget, int) or memory_budget < 1:
+        raise ValueError(f"memory_budget={memory_budget!r}; expected None or a positive whole number of bytes")
     batch, frames, channels, rows, columns = features.shape
     scale = torch.tensor([width / columns, height / rows], dtype=torch.float64)
     query_frames = query_cells = None
@@ -92,11 +90,12 @@ def soft_argmax_track(
         queries = check_queries(queries, batch, frames, (height, width)).to(device)
         query_frames, query_cells = queries[..., 0].long(), queries[..., 1:] / scale.to(queries)
     elif query_features is None or queries is not None:
-        given = "neither" if queries is None else "both"
-        raise ValueError(f"queries and query_features: {given} given; expected exactly one")
+        raise ValueError(f"queries and query_features: {'neither' if queries is None else 'both'} given; expected one")
     elif query_features.ndim != 3 or query_features.shape[::2] != (batch, channels):
         got = tuple(query_features.shape)
         raise ValueError(f"query_features of shape {got}; expected (B, N, C) with B={batch}, C={channels}")
+    else:
+        query_features = query_features.to(device)
 
     found = match(
         features, query_features, query_frames, query_cells, temperature, radius, correlation_dtype, memory_budget

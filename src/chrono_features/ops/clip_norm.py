@@ -7,11 +7,12 @@ which the variance needs anyway.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .dtypes import HALF, wide_dtype
 
@@ -28,9 +29,9 @@ class Moments(NamedTuple):
 def frame_moments(
     x: Tensor,  # (B, T, h, w, C)
 ) -> Moments:
-    """The moments of every frame over positions and channels, (B, T)."""
-    _, moments, _ = _centred(x.flatten(0, 1)[:, None])
-    return Moments(*(m.unflatten(0, x.shape[:2]) for m in moments))
+    """The moments of every frame over positions and channels, (B, T), no gradients."""
+    _, variance, mean, _ = _Centre.apply(x.flatten(0, 1)[:, None])
+    return Moments(mean.unflatten(0, x.shape[:2]), variance.detach().unflatten(0, x.shape[:2]))
 
 
 def clip_moments(frames: Moments) -> Moments:
@@ -50,40 +51,63 @@ def normed_conv2d(
 ) -> Tensor:  # (B * T, out, h, w)
     """A zero-padded 3x3 convolution of the normalised clip; `moments` are given where `x` is only a part of it."""
     height, width = x.shape[2:4]
-    centred, (mean, variance), centre = _centred(x, moments)
+    if moments is None:
+        centred, variance, _, rest = _Centre.apply(x)
+    else:
+        (centred, rest), variance = _subtract(x, moments.mean), moments.variance
     scale = (variance + EPS).rsqrt()
     channels_last = weight.permute(0, 2, 3, 1)
     taps = (channels_last @ beta).expand(len(x), -1, -1, -1)  # (B, out, 3, 3)
-    if x.dtype in HALF:  # its rounding left a rest of the mean
-        taps = taps - ((mean - centre) * scale)[:, None, None, None] * (channels_last @ gamma)
+    if x.dtype in HALF:  # which left a rest of the mean
+        taps = taps - (rest * scale)[:, None, None, None] * (channels_last @ gamma)
     taps = _padded_sums(_padded_sums(taps, width).transpose(-2, -1), height)  # (B, out, w, h)
     taps = taps if bias is None else taps + bias[:, None, None]
     shift = taps.permute(0, 3, 2, 1)  # laid out like channels-last maps
     convolved = []
     for clip, clip_scale, clip_shift in zip(centred, scale, shift, strict=True):
-        kernel = (weight * (gamma * clip_scale)[:, None, None]).to(weight.dtype)
+        kernel = (weight * (gamma.to(scale.dtype) * clip_scale)[:, None, None]).to(weight.dtype)
         y = F.conv2d(clip.permute(0, 3, 1, 2), kernel, padding=1)
         convolved.append(y.add_(clip_shift.permute(2, 0, 1).to(y.dtype)))
     return convolved[0] if len(convolved) == 1 else torch.cat(convolved)
 
 
-def _centred(
-    x: Tensor,  # (B, T, h, w, C)
-    moments: Moments | None = None,  # (B,)
-) -> tuple[Tensor, Moments, Tensor]:
-    """x minus its mean over each clip in the type of x, the moments, and the mean in that type.
+class _Centre(torch.autograd.Function):
+    """x minus its mean over each clip, the variance, the mean, and what rounding left of it, as of `_subtract`.
 
     Plain reductions in float32 that write no float32 copy of half precision: `var_mean` runs seven times slower on
-    CPUs, and CUDA's `group_norm` gives one thread block to the whole clip.
+    CPUs, and CUDA's `group_norm` gives one thread block to the whole clip. The backward pass is written out, as
+    autograd would hold several tensors of the size of x.
     """
-    dtype = wide_dtype(x.dtype)
-    mean = x.mean(dim=(2, 3, 4), dtype=dtype).mean(dim=1) if moments is None else moments.mean
-    centre = mean.to(x.dtype)
-    centred = x - centre[:, None, None, None, None]
-    if moments is None:
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[override]
+        dtype = wide_dtype(x.dtype)
+        mean = x.mean(dim=(2, 3, 4), dtype=dtype).mean(dim=1)
+        centred, rest = _subtract(x, mean)
         squares = torch.linalg.vector_norm(centred, dim=-1, dtype=dtype).square()
-        moments = Moments(mean, squares.mean(dim=(1, 2, 3)) / x.shape[-1] - (mean - centre).square())
-    return centred, moments, centre
+        variance = squares.mean(dim=(1, 2, 3)) / x.shape[-1] - rest.square()
+        ctx.save_for_backward(centred, rest)
+        ctx.mark_non_differentiable(mean, rest)
+        return centred, variance, mean, rest
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_variance: Tensor, *_: Tensor) -> Tensor:  # type: ignore[override]
+        centred, rest = ctx.saved_tensors
+        count = centred[0].numel()
+        slope = grad_variance * (2 / count)  # too small for half precision
+        level = grad.sum(dim=(1, 2, 3, 4), dtype=rest.dtype) / count + slope * rest
+        slope, level = (v[:, None, None, None, None] for v in (slope, level))
+        return torch.addcmul(grad.to(rest.dtype), centred.to(rest.dtype), slope).sub_(level).to(grad.dtype)
+
+
+def _subtract(
+    x: Tensor,  # (B, T, h, w, C)
+    mean: Tensor,  # (B,)
+) -> tuple[Tensor, Tensor]:
+    """x minus the mean rounded to its type, and what the rounding left of the mean."""
+    centre = mean.to(x.dtype)
+    return x - centre[:, None, None, None, None], mean - centre
 
 
 def _padded_sums(

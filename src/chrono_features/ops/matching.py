@@ -58,6 +58,11 @@ def match(
         return Match(*_Match.apply(features, query_features, query_frames, query_cells, *settings))
 
 
+def default_budget(device: torch.device) -> int:
+    """Bytes for one chunk of similarities: near what the caches of a CPU hold; on a GPU, enough to keep it busy."""
+    return (48 if device.type == "cpu" else 256) * 2**20
+
+
 def bilinear_corners(
     cells: Tensor,  # (N, 2) (x, y) in cells
     height: int,
@@ -208,7 +213,7 @@ def _chunk(
     queries: Tensor,  # (..., C)
 ) -> Tensor:  # (t, C, h, w)
     """Features where the queries are and in their type."""
-    chunk = features.to(queries.device, queries.dtype)
+    chunk = features.to(queries.device).to(queries.dtype)  # half precision travels as it is
     return chunk.contiguous() if chunk.device.type == "cpu" else chunk
 
 

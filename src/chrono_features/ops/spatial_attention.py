@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .devices import compute_capability
+
 # CUDA compute capability to the kernels to try, best first, where `python -m benchmarks.gpu` measured another one than
 # PyTorch's own choice to win by more than the spread. Nothing has been measured yet.
 MEASURED_BEST: dict[tuple[int, int], list[SDPBackend]] = {}
@@ -27,4 +29,4 @@ def describe_spatial_attention(device: torch.device) -> str:
 
 
 def _order(device: torch.device) -> list[SDPBackend]:
-    return MEASURED_BEST.get(torch.cuda.get_device_capability(device), []) if device.type == "cuda" else []
+    return MEASURED_BEST.get(compute_capability(device), []) if MEASURED_BEST else []

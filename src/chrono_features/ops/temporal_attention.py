@@ -15,13 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .devices import compute_capability
 from .window_attention import window_attention
 
 BACKENDS = ("auto", "torch", "triton")
 BACKEND_VARIABLE = "CHRONO_FEATURES_BACKEND"
 
-# CUDA compute capability -> the largest number of rows (B * T * P) at which the kernel was measured to be faster.
-MEASURED_WINS: dict[tuple[int, int], int] = {}
+# (CUDA compute capability, type) -> the largest number of rows (B * T * P) at which the kernel was measured to be
+# faster without gradients. With them it was not measured: the backward pass computes the twin again.
+MEASURED_WINS: dict[tuple[tuple[int, int], torch.dtype], int] = {}
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KERNEL_HEAD_SIZES = (16, 32, 64)
@@ -58,8 +60,9 @@ def temporal_attention(
         ValueError: The backend is unknown, or was asked for by name and cannot run.
     """
     rows = x.shape[0] * x.shape[1] * x.shape[2]
-    name, _ = choose_backend(backend, x.device, x.dtype, x.shape[3], heads, rows)
     parameters = (norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias)
+    gradients = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters))
+    name, _ = choose_backend(backend, x.device, x.dtype, x.shape[3], heads, rows, gradients)
     if name == "torch":
         return plain_temporal_attention(x, *parameters, heads, window)
     return _kernel_op(x, *parameters, heads, *window)
@@ -86,6 +89,12 @@ def plain_temporal_attention(
     return x + F.linear(y, proj_weight.to(x.dtype), proj_bias.to(x.dtype))
 
 
+def check_backend(backend: str, asker: str = "backend") -> None:
+    """ValueError, naming who asked, unless there is such a backend."""
+    if backend not in BACKENDS:
+        raise ValueError(f"{asker}={backend!r}; expected one of {', '.join(map(repr, BACKENDS))}")
+
+
 def choose_backend(
     backend: str,
     device: torch.device,
@@ -93,6 +102,7 @@ def choose_backend(
     channels: int,
     heads: int,
     rows: int | None = None,
+    gradients: bool = False,
 ) -> tuple[str, str]:
     """Which backend runs, "torch" or "triton", and why.
 
@@ -104,6 +114,7 @@ def choose_backend(
         device, dtype, channels: Of the tokens.
         heads: Attention heads.
         rows: B * T * P; None stands for as many as the kernel is good for.
+        gradients: Whether a backward pass may follow.
 
     Raises:
         ValueError: The backend is unknown, or is "triton" and cannot run; the message says why.
@@ -111,21 +122,22 @@ def choose_backend(
     override = _environment()
     asker = BACKEND_VARIABLE if override else "backend"
     backend = override or backend
-    if backend not in BACKENDS:
-        raise ValueError(f"{asker}={backend!r}; expected one of {', '.join(map(repr, BACKENDS))}")
+    check_backend(backend, asker)
     if backend == "auto":
-        return _faster_backend(device, dtype, channels, heads, rows)
+        return _faster_backend(device, dtype, channels, heads, rows, gradients)
     if backend == "triton" and (obstacle := _obstacle(device, dtype, channels, heads)):
         raise ValueError(f"{asker}={backend!r} cannot run: {obstacle}")
     return backend, f"{asker}={backend!r}"
 
 
 def _faster_backend(
-    device: torch.device, dtype: torch.dtype, channels: int, heads: int, rows: int | None
+    device: torch.device, dtype: torch.dtype, channels: int, heads: int, rows: int | None, gradients: bool
 ) -> tuple[str, str]:
-    limit = MEASURED_WINS.get(_capability(device))
+    limit = MEASURED_WINS.get((compute_capability(device), dtype))
     if limit is None:
-        return "torch", f"the kernel was not measured to be faster on this {device.type} device"
+        return "torch", f"the kernel was not measured to be faster on this {device.type} device in {str(dtype)[6:]}"
+    if gradients:
+        return "torch", "the kernel was not measured to be faster with gradients"
     if obstacle := _obstacle(device, dtype, channels, heads):
         return "torch", obstacle
     if rows is not None and rows > limit:
@@ -161,14 +173,6 @@ def _obstacle_here(device: torch.device, dtype: torch.dtype) -> str | None:
 @torch.compiler.assume_constant_result
 def _environment() -> str | None:
     return os.environ.get(BACKEND_VARIABLE)
-
-
-@torch.compiler.assume_constant_result
-def _capability(device: torch.device) -> tuple[int, int]:
-    """Compute capability; (0, 0) where there is none. ROCm counts in the same numbers, and is none."""
-    if device.type != "cuda" or torch.version.cuda is None:
-        return 0, 0
-    return torch.cuda.get_device_capability(device)
 
 
 @torch.library.custom_op("chrono_features::temporal_attention", mutates_args=())
