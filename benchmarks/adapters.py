@@ -109,14 +109,14 @@ def main() -> None:
         "--size", action="append", metavar="GRID,FRAMES", help="default 64,24 and 32,24 (CPU: 64,2 and 32,8)"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default float32 (GPU: bfloat16)")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="compiled forms too; written as compile_DEVICE.json")
     args = parser.parse_args()
     gpu = args.device == "cuda"
     default = ["64,24", "32,24"] if gpu else ["64,2", "32,8"]
     sizes = [tuple(map(int, s.split(","))) for s in args.size or default]
     dtype = getattr(torch, args.dtype or ("bfloat16" if gpu else "float32"))
     tables = measure(args.device, args.repeats, vit=args.vit, sizes=sizes, dtype=dtype, compiled=args.compile)
-    harness.report("adapters", args.device, tables, args.out)
+    harness.report("compile" if args.compile else "adapters", args.device, tables, args.out)
 
 
 if __name__ == "__main__":

@@ -50,18 +50,19 @@ def assert_same(model, other):
 # --- The authors' checkpoints -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("options", [{}, {"max_frames_in_memory": 3}], ids=["whole", "chunks"])
 @pytest.mark.parametrize("case", range(3))
 @torch.no_grad()
-def test_reproduces_the_authors_numbers(authors_tiny, data, case):
+def test_reproduces_the_authors_numbers(authors_tiny, data, case, options):
     with np.load(data / "authors_tiny.npz") as file:
         expected = {
             k.removeprefix(f"case{case}_"): torch.from_numpy(file[k]) for k in file.files if f"case{case}_" in k
         }
     video = expected["video"].permute(0, 1, 4, 2, 3)
     queries = expected["query_points_tyx"][..., [0, 2, 1]]
-    features = authors_tiny(video).permute(0, 1, 3, 4, 2)
+    features = authors_tiny(video, **options).permute(0, 1, 3, 4, 2)
     torch.testing.assert_close(features, expected["features"], rtol=0, atol=1e-5)
-    tracks = authors_tiny.track(video, queries)
+    tracks = authors_tiny.track(video, queries, **options)
     torch.testing.assert_close(tracks.xy, expected["tracks_xy"], rtol=0, atol=1e-3)
     torch.testing.assert_close(tracks.logits[..., 0], expected["occlusion_logits"], rtol=0, atol=1e-4)
     torch.testing.assert_close(tracks.logits[..., 1], expected["expected_dist_logits"], rtol=0, atol=1e-4)

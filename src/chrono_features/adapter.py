@@ -37,7 +37,7 @@ class TemporalAdapter(nn.Module):
     ) -> None:
         super().__init__()
         self.stride = stride
-        self.norm = nn.LayerNorm(dim, eps=1e-5) if norm == "token" else ClipNorm(dim)
+        self.norm = nn.LayerNorm(dim, eps=EPS) if norm == "token" else ClipNorm(dim)
         self.conv_in = nn.Conv2d(dim, channels, 3, padding=1)
         self.pool = nn.Conv2d(channels, channels, stride, stride=stride)
         self.mixer = _MIXERS[mixer](channels, heads, window)
@@ -133,7 +133,7 @@ class ConvMixer(nn.Module):
         super().__init__()
         before, after = window
         self.pad = (spatial // 2,) * 4 + (before, after)
-        self.norm = nn.LayerNorm(channels, eps=1e-5)
+        self.norm = nn.LayerNorm(channels, eps=EPS)
         self.conv = nn.Conv3d(channels, channels, (before + 1 + after, spatial, spatial))
 
     def forward(

@@ -397,12 +397,14 @@ def _any_frames(x: Tensor) -> bool:
 
 def _stored(model: ChronoBackbone, chunks: Iterable[Tensor], grid: tuple[int, int], store: _FrameStore) -> Moments:
     """Runs everything so far on all frames and stores them; returns their moments."""
-    frames: list[Moments] = []
+    # One pair of tensors that grows: many small ones, which stay while large ones come and go, would break up the heap.
+    frames = Moments(*torch.empty(2, 0))
     for x in chunks:
-        frames.append(frame_moments(model.patches(x, grid)))
+        new = frame_moments(model.patches(x, grid))
+        frames = Moments(*(torch.cat(v, dim=1) for v in zip(frames, new, strict=True))) if len(frames.mean) else new
         store.append(x)
         del x
-    return clip_moments(Moments(*(torch.cat(values, dim=1) for values in zip(*frames, strict=True))))
+    return clip_moments(frames)
 
 
 def _batched(frames: Iterable[Tensor], step: int) -> Iterator[Tensor]:
