@@ -250,6 +250,13 @@ def test_the_total_is_the_weighted_sum():
     )
 
 
+@pytest.mark.parametrize("mixer", ["conv1d", "conv3d"])
+def test_every_mixer_trains(mixer):
+    trainee = loop.Trainee(ChronoBackbone(CONFIG.replace(mixer=mixer))).train()
+    trainee(SyntheticBatches(CLIPS, None)[0], CLIPS)["total"].backward()
+    assert all(a.mixer.conv.weight.grad is not None for a in trainee.backbone.adapters.values())
+
+
 def test_a_frozen_vit_is_not_trained(tmp_path, small_config, monkeypatch):
     config = small_config()
     start = {}

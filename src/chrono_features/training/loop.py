@@ -36,7 +36,9 @@ class Trainee(nn.Module):
     def __init__(self, backbone: ChronoBackbone) -> None:
         super().__init__()
         self.backbone = backbone
-        self.to(memory_format=torch.channels_last)  # tokens are channels-last; a quarter faster on CPU
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):  # tokens are channels-last; a quarter faster on CPU
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.log_temperature = nn.Parameter(torch.tensor(math.log(backbone.config.temperature)))
 
     def forward(self, batch: Batch, stage: Stage) -> dict[str, Tensor]:
