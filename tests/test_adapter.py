@@ -138,3 +138,14 @@ def test_input_is_not_changed(adapter):
     before = x.clone()
     adapter()(x)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_autocast_keeps_the_type_of_the_stream(adapter, norm):
+    """The update is in half precision, the tokens that it is added to are not."""
+    module, x = adapter(norm=norm).float(), 100 + tokens(1, 3, 8, 8).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(x)
+    assert out.dtype == torch.float32
+    update = module(x) - x
+    assert ((out - x) - update).norm() < 0.05 * update.norm()

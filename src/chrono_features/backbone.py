@@ -241,6 +241,7 @@ class ChronoBackbone(
         """Loads a model by name. See `chrono_features.pretrained.load`, which says what `name` and `options` may be."""
         from .pretrained import load
 
+        check_backend(backend)
         model = load(name, **options)
         model.backend = backend
         return model

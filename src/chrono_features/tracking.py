@@ -64,8 +64,7 @@ def soft_argmax_track(
         visibility_head: Maps (..., 3) statistics of the similarity map to two logits, see `VisibilityHead`.
         correlation_dtype: `torch.bfloat16` reproduces the authors' evaluation; anything wider is at least float32 and
             at least the features' own precision.
-        memory_budget: Bytes for one chunk of similarities; None takes 48 MB on a CPU, near what its caches hold, and
-            256 MB elsewhere.
+        memory_budget: Bytes for one chunk of similarities; None takes 48 MB on a CPU and 256 MB elsewhere.
 
     Returns:
         `Tracks`, positions in float32, or float64 for float64 features.
