@@ -260,6 +260,7 @@ def test_bad_frames(small_model, clip):
         ([clip()[0]], r"frame 0 is \(3, 3, 32, 32\); expected"),
         ([None], "frame 0 is NoneType; expected"),
         ([clip()[0, 0] + 2], "video with values"),
+        ([clip()[0, 0], clip(1, 1, 32, 40)[0, 0]], r"frame 1 is .*\(3, 32, 40\); expected .*\(3, 32, 32\)"),
     ):
         with pytest.raises(ValueError, match=message):
             list(network.iter_features(frames))
