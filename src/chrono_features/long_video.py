@@ -416,8 +416,8 @@ def _batched(frames: Iterable[Tensor], step: int) -> Iterator[Tensor]:
             got = tuple(frame.shape) if isinstance(frame, Tensor) else type(frame).__name__
             raise ValueError(f"frame {count - 1} is {got}; expected a torch.Tensor (3, H, W)")
         if waiting and (frame.shape, frame.dtype) != (waiting[0].shape, waiting[0].dtype):
-            got, expected = (f"{f.dtype} of {tuple(f.shape)}" for f in (frame, waiting[0]))
-            raise ValueError(f"frame {count - 1} is {got}; expected {expected} like the one before it")
+            one, other = (f"{f.dtype} of {tuple(f.shape)}" for f in (frame, waiting[0]))
+            raise ValueError(f"frame {count - 1} is {one}; expected {other} like the one before it")
         waiting.append(frame)
         if len(waiting) == step:
             yield _video(waiting)
