@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from chrono_features.evaluation.tapvid import THRESHOLDS, first_queries, tapvid_metrics
+from chrono_features.evaluation.tapvid import MODES, THRESHOLDS, sample_queries, tapvid_metrics, track_deltas
 
-MODES = ("first", "strided")
 NAMES = {f"{kind}_{t}" for kind in ("pts_within", "jaccard") for t in THRESHOLDS}
 NAMES |= {"occlusion_accuracy", "average_pts_within_thresh", "average_jaccard"}
 
@@ -120,15 +119,39 @@ def test_inputs_are_not_changed():
     assert all(np.array_equal(arguments[k], copies[k]) for k in copies)
 
 
-def test_first_queries_equal_tapvids_own(data):
+@pytest.mark.parametrize("mode", MODES)
+def test_queries_equal_tapvids_own(data, mode):
+    names = ("in_tracks", "in_occluded", "query_points", "target_points", "occluded")
     with np.load(data / "tapvid_metrics.npz") as file:
-        tracks, occluded, expected = (file[f"first/{k}"] for k in ("in_tracks", "in_occluded", "query_points"))
-    queries, kept = first_queries(tracks, ~occluded)
-    assert kept.sum() == len(queries) == expected.shape[1]
-    np.testing.assert_allclose(queries, expected[0][:, [0, 2, 1]], atol=1e-4)
+        xy, occluded, queries, target, target_occluded = (file[f"{mode}/{name}"] for name in names)
+    found, tracks = sample_queries(xy, ~occluded, mode)
+    assert found.shape == queries[0].shape
+    np.testing.assert_allclose(found, queries[0][:, [0, 2, 1]], rtol=0, atol=1e-12)  # theirs are (t, y, x)
+    np.testing.assert_allclose(xy[tracks], target[0], rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(occluded[tracks], target_occluded[0])
 
 
-def test_first_queries_leave_out_points_that_are_never_seen():
-    xy = np.arange(12.0).reshape(2, 3, 2)
-    queries, kept = first_queries(xy, np.array([[False, True, True], [False, False, False]]))
-    assert kept.tolist() == [True, False] and queries.tolist() == [[1, 2, 3]]
+def test_queries_leave_out_points_that_are_never_seen():
+    xy = np.arange(24.0).reshape(2, 6, 2)
+    usable = np.array([[False, True, False, False, False, True], [False] * 6])
+    queries, tracks = sample_queries(xy, usable, "first")
+    assert tracks.tolist() == [0] and queries.tolist() == [[1, 2, 3]]
+    queries, tracks = sample_queries(xy, usable, "strided")
+    assert tracks.tolist() == [0] and queries.tolist() == [[5, 10, 11]]
+    with pytest.raises(ValueError, match="mode='last'"):
+        sample_queries(xy, usable, "last")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_delta_of_a_track_is_that_of_a_video_with_this_track_alone(mode):
+    arguments = random_case(mode)
+    frames = np.arange(12)[None]
+    own = arguments["query_frames"][:, None]
+    counted = ~arguments["true_occluded"] & (frames > own if mode == "first" else frames != own)
+    counted[3] = False
+    deltas = track_deltas(arguments["true_xy"], arguments["xy"], counted)
+    for i in range(30):
+        alone = {k: v if k == "mode" else v[i : i + 1] for k, v in arguments.items()}
+        expected = tapvid_metrics(**alone, valid=counted[i : i + 1] | arguments["true_occluded"][i : i + 1])
+        assert deltas[i] == pytest.approx(expected["average_pts_within_thresh"], abs=1e-12, nan_ok=True)
+    assert np.isnan(deltas[3])

@@ -3,8 +3,11 @@
 from .adapter import TemporalAdapter
 from .backbone import ChronoBackbone
 from .config import ChronoConfig
-from .tracking import VisibilityHead, grid_queries, soft_argmax_track
+from .labels import propagate_labels
+from .queries import grid_queries
+from .tracking import soft_argmax_track
 from .tracks import Tracks
+from .visibility import VisibilityHead
 
 __version__ = "0.1.0"
 
@@ -15,5 +18,6 @@ __all__ = [
     "Tracks",
     "VisibilityHead",
     "grid_queries",
+    "propagate_labels",
     "soft_argmax_track",
 ]

@@ -15,15 +15,18 @@ from torch.utils.checkpoint import checkpoint
 from . import long_video
 from .adapter import AttentionMixer, TemporalAdapter
 from .checks import check_queries, check_video
+from .confidence import confidence_weights, with_confidence
 from .config import ChronoConfig, check_grid
 from .frames import prepare_frames
 from .neck import UpsampleNeck
 from .ops.dtypes import wide_dtype
 from .ops.spatial_attention import describe_spatial_attention
 from .ops.temporal_attention import check_backend
+from .refine import refine_photometric
 from .stem import ConvStem, FineFeatures
-from .tracking import VisibilityHead, soft_argmax_track
+from .tracking import soft_argmax_track
 from .tracks import Tracks
+from .visibility import VisibilityHead
 from .vit import create_vit, final_norm, first_tokens, rotary_tables, run_block
 
 
@@ -209,6 +212,9 @@ class ChronoBackbone(
         queries: Tensor,  # (B, N, 3) (t, x, y)
         grid: tuple[int, int] | None = None,
         *,
+        features: Tensor | None = None,
+        refine: str | None = None,
+        confidence: bool = False,
         max_frames_in_memory: int | None = None,
         offload: str | os.PathLike[str] | None = None,
         **options: Any,
@@ -219,6 +225,10 @@ class ChronoBackbone(
             video: See `forward`.
             queries: A whole frame index, and x, y in pixels of `video`, for each point.
             grid, max_frames_in_memory, offload: See `forward`.
+            features: Features of `video`, where there are some already.
+            confidence: Whether to tell how sure each position is, see `chrono_features.confidence`; `visible` then
+                follows from it. Needs a calibrated model.
+            refine: "photometric" aligns positions with the pixels, see `chrono_features.refine`; None does not.
             options: Further keyword arguments of `soft_argmax_track`, whose temperature and radius come from the
                 configuration.
 
@@ -229,12 +239,20 @@ class ChronoBackbone(
             ValueError: The video or the queries are not as expected; the message says what is.
         """
         check_video(video)
+        if refine not in (None, "photometric"):
+            raise ValueError(f"refine={refine!r}; expected None or 'photometric'")
         image_size = (video.shape[-2], video.shape[-1])
-        queries = check_queries(queries, video.shape[0], video.shape[1], image_size)
+        queries = check_queries(queries, video.shape[0], video.shape[1], image_size).to(self.device)
         c = self.config
+        weights = confidence_weights(c, refine is not None) if confidence else ()
         options = {"temperature": c.temperature, "radius": c.radius, "visibility_head": self.visibility_head, **options}
-        features = self(video, grid, max_frames_in_memory=max_frames_in_memory, offload=offload)
-        return soft_argmax_track(features, queries.to(self.device), image_size, **options)
+        disc = {name: options[name] for name in ("temperature", "radius")}
+        if features is None:
+            features = self(video, grid, max_frames_in_memory=max_frames_in_memory, offload=offload)
+        tracks = soft_argmax_track(features, queries, image_size, **options)
+        if refine is not None:
+            tracks = refine_photometric(video, features, queries, tracks, **disc)
+        return with_confidence(tracks, features, queries, image_size, weights, **disc) if confidence else tracks
 
     @classmethod
     def from_pretrained(cls, name: str, *, backend: str = "auto", **options: Any) -> ChronoBackbone:  # type: ignore[override]

@@ -23,6 +23,7 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -247,6 +248,95 @@ def train(
     _done(out)
 
 
+@app.command("eval")
+def evaluate(
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="KIND=PATH, once for each data set. Kinds: davis, rgb-stacking, kinetics, robotap (TAP-Vid's files), "
+            "real_tracks, csv (videos and points.csv), masks (DAVIS's folders), warps (photographs), synthetic."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Results as .json; what it holds already is not measured again.")],
+    model: Annotated[list[str], typer.Option(help="A model to measure; may be given several times.")] = [],  # noqa: B006
+    baseline: Annotated[
+        list[str],
+        typer.Option(
+            help="static, lucas-kanade, patch, colour, timm:NAME, timm:NAME@BLOCK, or MODULE:FUNCTION: a function of "
+            "(video, queries) that returns Tracks."
+        ),
+    ] = [],  # noqa: B006
+    mode: Annotated[list[str], typer.Option(help="TAP-Vid's query sampling: first, strided, or both.")] = ["first"],  # noqa: B006
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Also measure each model with photometric refinement.")
+    ] = False,
+    without_adapters: Annotated[
+        bool, typer.Option("--without-adapters", help="Also measure each model with its adapters off.")
+    ] = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The authors' settings: 896 x 896, similarities in bfloat16.")
+    ] = False,
+    grid: Annotated[
+        str | None, typer.Option(help="Tokens per frame, 32 or 32x48.  [default: the model's, or 64]")
+    ] = None,
+    size: Annotated[
+        str, typer.Option(help="Frames are resized to this; anything but 256 is another protocol.")
+    ] = "256",
+    limit: Annotated[int | None, typer.Option(min=1, help="Measure only the first videos of each data set.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Report as one .html file, with clips of the worst tracks.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16: the models' weights.")] = "float32",
+    device: Device = "auto",
+    devices: Annotated[int | None, typer.Option(help="Share the videos among so many GPUs (or processes).")] = None,
+    max_frames_in_memory: InMemory = None,
+) -> None:
+    """Measure models and baselines side by side on videos with tracks or masks."""
+    check_output("out", out, [".json"])
+    if report is not None:
+        check_output("report", report, [".html"])
+    from .evaluation import command
+
+    command.main(
+        data,
+        out,
+        models=model,
+        baselines=baseline,
+        modes=mode,
+        refine=refine,
+        without_adapters=without_adapters,
+        paper=paper,
+        grid=None if grid is None else parse_grid(grid),
+        size=parse_grid(size),
+        limit=limit,
+        report=report,
+        dtype=dtype,
+        place=pick_device(device),
+        devices=devices,
+        max_frames_in_memory=max_frames_in_memory,
+        progress=_bar,
+    )
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="A known name, a folder, a hub id or an authors' .ckpt.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the model with its confidence.")],
+    photographs: Annotated[Path, typer.Option(help="Folder of photographs, to make clips from.")],
+    device: Device = "auto",
+) -> None:
+    """Fit the confidence of a model's tracks, and save the model with it."""
+    check_output("OUT", out, None)
+    place = pick_device(device)
+    from .evaluation import calibration
+
+    network = _load(model, place)
+    with _bar("tracking clips") as update:
+        calibration.calibrate(network, photographs, update)
+    network.to("cpu").save_pretrained(out)
+    _done(out, f"confidence {network.config.confidence}, refined {network.config.refined_confidence}")
+
+
 @app.command()
 def info(model: Annotated[str, typer.Argument(help="A known name, a folder, a hub id or an authors' .ckpt.")]) -> None:
     """Print what a model is made of."""
@@ -286,7 +376,7 @@ def parse_queries(text: str) -> Callable[[tuple[int, int]], Tensor]:
     """
     import torch
 
-    from .tracking import grid_queries
+    from .queries import grid_queries
 
     if text.startswith("grid"):
         form = re.fullmatch(r"grid:(\d+)(?:@(\d+))?", text)
@@ -467,6 +557,15 @@ def _progress(what: str, *columns: ProgressColumn, total: int | None = None) -> 
     with Progress(SpinnerColumn(), text, *columns, TimeElapsedColumn(), console=Console(stderr=True)) as lines:
         task = lines.add_task(what, total=total)
         yield lambda done: lines.update(task, completed=done)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar that learns on the way how much there is to do."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as lines:
+        task = lines.add_task(what, total=None)
+        yield lambda done, total: lines.update(task, completed=done, total=total)
 
 
 def _counted(what: str, items: Iterable[Item], total: int) -> Iterator[Item]:

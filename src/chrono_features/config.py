@@ -44,6 +44,8 @@ class ChronoConfig:
         out_channels: Channels of the features; None keeps the ViT's width.
         freeze_vit: Whether the ViT takes no gradients and stays in eval mode.
         temperature, radius: Softmax temperature and disc radius (in feature cells) that `track` uses.
+        confidence, refined_confidence: Weights of the confidence of plain and of refined tracks (a bias and one for
+            each signal, see `chrono_features.confidence`), or None where it was not calibrated.
 
     Raises:
         ValueError: A field is outside its range; the message names it.
@@ -70,6 +72,8 @@ class ChronoConfig:
     freeze_vit: bool = True
     temperature: float = 20.0
     radius: float = 5.0
+    confidence: tuple[float, ...] | None = None
+    refined_confidence: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -104,6 +108,11 @@ class ChronoConfig:
         for name in ("temperature", "radius"):
             if not _is_number(getattr(self, name)) or getattr(self, name) <= 0:
                 raise _error(name, getattr(self, name), "a number above 0")
+        for name, count in (("confidence", 5), ("refined_confidence", 6)):
+            value = getattr(self, name)
+            numbers = isinstance(value, tuple) and len(value) == count and all(map(_is_number, value))
+            if value is not None and not numbers:
+                raise _error(name, value, f"None or {count} numbers")
         for name in ("antialias", "freeze_vit"):
             if not isinstance(getattr(self, name), bool):
                 raise _error(name, getattr(self, name), "True or False")

@@ -1,4 +1,4 @@
-"""From features to point tracks: `soft_argmax_track`, `VisibilityHead` and `grid_queries`."""
+"""From features to point tracks: `soft_argmax_track`."""
 
 from __future__ import annotations
 
@@ -11,26 +11,6 @@ from torch import Tensor, nn
 from .checks import check_features, check_image_size, check_queries
 from .ops.matching import default_budget, match
 from .tracks import Tracks
-
-
-class VisibilityHead(nn.Module):
-    """A linear layer from a similarity map's mean, maximum and minimum to the logits *occluded* and *far*.
-
-    A new head calls every point visible.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(3, 2)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.constant_(self.linear.bias, -2.0)
-
-    def forward(
-        self,
-        statistics: Tensor,  # (..., 3) mean, maximum, minimum
-    ) -> Tensor:
-        """Returns the two logits, (..., 2)."""
-        return self.linear(statistics.to(self.linear.weight.dtype))
 
 
 def soft_argmax_track(
@@ -109,28 +89,3 @@ def soft_argmax_track(
         logits = visibility_head(torch.stack([found.mean, found.maximum, found.minimum], dim=-1).detach())
         visible = (1 - torch.sigmoid(logits)).prod(dim=-1) >= 0.5  # neither occluded nor far
     return Tracks(xy, found.maximum, visible, logits)
-
-
-def grid_queries(
-    size: int | tuple[int, int],
-    image_size: Sequence[float],
-    t: int = 0,
-) -> Tensor:
-    """A regular grid of queries on frame `t`, at the centres of size x size (or rows x columns) equal tiles.
-
-    Returns:
-        (1, rows * columns, 3) float32 (t, x, y), row by row.
-
-    Raises:
-        ValueError: `size`, `image_size` or `t` is not positive.
-    """
-    rows, columns = (size, size) if isinstance(size, int) else size
-    if rows < 1 or columns < 1:
-        raise ValueError(f"size={size!r}; expected a positive whole number, or two")
-    if t < 0:
-        raise ValueError(f"t={t!r}; expected a frame index, 0 or more")
-    height, width = check_image_size(image_size)
-    ys = (torch.arange(rows) + 0.5) * (height / rows)
-    xs = (torch.arange(columns) + 0.5) * (width / columns)
-    y, x = torch.meshgrid(ys, xs, indexing="ij")
-    return torch.stack([torch.full_like(x, t), x, y], dim=-1).reshape(1, -1, 3)

@@ -23,12 +23,18 @@ class Tracks:
         similarity: (B, N, T) maximum of the query's cosine similarity map in the frame, -1 to 1.
         visible: (B, N, T) bool, or None without a visibility head.
         logits: (B, N, T, 2) of *occluded* and *far from the truth*, or None without a visibility head.
+        correlation: (B, N, T) of the pixels around the position with those around the query, -1 to 1, or None unless
+            positions were refined with them.
+        confidence: (B, N, T) probability of being seen and within 4 px (at 256 x 256) of the truth, or None unless it
+            was asked for.
     """
 
     xy: Tensor
     similarity: Tensor
     visible: Tensor | None = None
     logits: Tensor | None = None
+    correlation: Tensor | None = None
+    confidence: Tensor | None = None
 
     def _map(self, function: Any) -> Tracks:
         values = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -1,4 +1,4 @@
-"""TAP-Vid's metrics, in NumPy. Everything is measured at 256 x 256."""
+"""TAP-Vid's protocol, in NumPy: which points are queried, and what a prediction scores. Measured at 256 x 256."""
 
 from __future__ import annotations
 
@@ -8,6 +8,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 THRESHOLDS = (1, 2, 4, 8, 16)  # pixels at 256 x 256
+MODES = ("first", "strided")
+STRIDE = 5  # frames between queries of the mode *strided*
+
+
+def sample_queries(
+    xy: NDArray[Any],  # (N, T, 2)
+    usable: NDArray[Any],  # (N, T) bool: visible, and known
+    mode: str,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Queries as TAP-Vid draws them.
+
+    Args:
+        xy: Tracks.
+        usable: Where a track may be queried.
+        mode: "first" takes every track's first usable frame; "strided" every fifth frame in which it is usable.
+
+    Returns:
+        Queries (M, 3) as (t, x, y), and the track of each, (M,). Tracks that are never usable have none.
+
+    Raises:
+        ValueError: Unknown mode.
+    """
+    _check_mode(mode)
+    if mode == "first":
+        tracks = np.flatnonzero(usable.any(axis=1))
+        frames = usable.argmax(axis=1)[tracks]
+    else:
+        frames, tracks = np.nonzero(usable[:, ::STRIDE].T)
+        frames = frames * STRIDE
+    return np.concatenate([frames[:, None], xy[tracks, frames]], axis=1).astype(np.float64), tracks
 
 
 def tapvid_metrics(
@@ -36,21 +66,15 @@ def tapvid_metrics(
     Raises:
         ValueError: Unknown mode.
     """
-    frames = np.arange(true_xy.shape[1])
-    if mode == "first":
-        scored = frames > query_frames[:, None]
-    elif mode == "strided":
-        scored = frames != query_frames[:, None]
-    else:
-        raise ValueError(f"mode={mode!r}; expected 'first' or 'strided'")
+    scored = scored_frames(query_frames, true_xy.shape[1], mode)
     if valid is not None:
         scored = scored & valid
     visible, predicted_visible = ~true_occluded & scored, ~occluded & scored
     squared = np.square(xy - true_xy).sum(-1)
-    metrics = {"occlusion_accuracy": _ratio((true_occluded == occluded) & scored, scored)}
+    metrics = {"occlusion_accuracy": ratio((true_occluded == occluded) & scored, scored)}
     for threshold in THRESHOLDS:
         within = squared < threshold**2
-        metrics[f"pts_within_{threshold}"] = _ratio(within & visible, visible)
+        metrics[f"pts_within_{threshold}"] = ratio(within & visible, visible)
         true_positives = within & visible & predicted_visible
         false_positives = predicted_visible & ~(within & visible)
         union = visible.sum() + false_positives.sum()
@@ -60,16 +84,32 @@ def tapvid_metrics(
     return metrics
 
 
-def first_queries(
-    xy: NDArray[Any],  # (N, T, 2)
-    usable: NDArray[Any],  # (N, T) bool: visible, and known
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Queries (M, 3) as (t, x, y) at the first usable frame, and which tracks have one, (N,) bool."""
-    kept = np.asarray(usable.any(axis=1))
-    frame = usable.argmax(axis=1)
-    queries = np.concatenate([frame[:, None], xy[np.arange(len(xy)), frame]], axis=1)
-    return queries[kept].astype(np.float32), kept
+def scored_frames(
+    query_frames: NDArray[Any],  # (N,)
+    frames: int,
+    mode: str,
+) -> NDArray[np.bool_]:
+    """The frames that count for each query, (N, T): those after it in "first", all but its own in "strided"."""
+    _check_mode(mode)
+    times, own = np.arange(frames), query_frames[:, None]
+    return times > own if mode == "first" else times != own
 
 
-def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> float:
+def track_deltas(
+    true_xy: NDArray[Any],  # (N, T, 2) at 256 x 256
+    xy: NDArray[Any],  # (N, T, 2) at 256 x 256
+    counted: NDArray[Any],  # (N, T) bool: scored, visible and known
+) -> NDArray[np.float64]:
+    """<delta_avg of each track alone, (N,); NaN for a track of which nothing counts."""
+    distance = np.sqrt(np.square(xy - true_xy).sum(-1))[..., None]
+    hits = ((distance < THRESHOLDS).mean(-1) * counted).sum(1)
+    return np.divide(hits, counted.sum(1), out=np.full(len(hits), np.nan), where=counted.any(1))
+
+
+def ratio(part: NDArray[Any], whole: NDArray[Any]) -> float:
     return float(part.sum() / whole.sum()) if whole.sum() else float("nan")
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in MODES:
+        raise ValueError(f"mode={mode!r}; expected 'first' or 'strided'")

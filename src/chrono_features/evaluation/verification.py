@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import Any
+import tempfile
+from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..backbone import ChronoBackbone
-from .readers import SIZE, tapvid_videos
-from .tapvid import first_queries, tapvid_metrics
+from .contenders import from_model
+from .published import published
+from .readers import open_dataset
+from .run import evaluate
+from .summary import ALL
+from .tapvid import MODES
 
 ADAPTER_PARAMETERS = {"chrono-vits14": 16_241_280, "chrono-vitb14": 25_986_048}
-DAVIS_FIRST = {"chrono-vits14": 63.0, "chrono-vitb14": 65.6}  # <delta_avg as published, without a refiner
 
 
 def compare(
@@ -27,28 +29,19 @@ def compare(
     with torch.no_grad():
         lengths = model(video, grid=(16, 16)).norm(dim=2)
     rows.append(("length of features", "1", f"{lengths.min():.4f} to {lengths.max():.4f}"))
-    what, published = "TAP-Vid-DAVIS, first, <delta_avg", f"{DAVIS_FIRST[name]:.1f}"
-    rows.append((what, published, "not measured: no --davis" if davis is None else f"{davis_first(model, davis):.1f}"))
+    measured = {} if davis is None else davis_deltas(model, davis)
+    for mode in MODES:
+        value = f"{measured[mode]:.1f}" if mode in measured else "not measured: no --davis"
+        rows.append((f"TAP-Vid-DAVIS, {mode}, <delta_avg", f"{published(name, 'davis', mode):.1f}", value))
     return rows
 
 
-def davis_first(model: ChronoBackbone, path: str | os.PathLike[str]) -> float:
-    """<delta_avg in percent on TAP-Vid-DAVIS, protocol *first*: the mean over videos."""
+def davis_deltas(model: ChronoBackbone, path: str | os.PathLike[str]) -> dict[str, float]:
+    """<delta_avg in percent on TAP-Vid-DAVIS by mode, in the authors' settings: the mean over videos."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.to(device)
-    scores = []
-    for video in _progress(tapvid_videos(path)):
-        queries, kept = first_queries(video.xy, ~video.occluded)
-        queries[:, 1:] = queries[:, 1:].clip(0, SIZE)
-        tracks = model.track(video.frames[None].to(device), torch.from_numpy(queries)[None])[0].to("cpu")
-        assert tracks.visible is not None
-        truth = video.xy[kept], video.occluded[kept]
-        metrics = tapvid_metrics(queries[:, 0], *truth, tracks.xy.double().numpy(), ~tracks.visible.numpy(), "first")
-        scores.append(metrics["average_pts_within_thresh"])
-    return 100 * float(np.mean(scores))
-
-
-def _progress(items: Iterable[Any]) -> Iterable[Any]:
-    from rich.progress import track
-
-    return track(items, description="TAP-Vid-DAVIS: 30 videos", total=None)
+    measured = [from_model("model", model.to(device), paper=True)]
+    data = {"davis": open_dataset("davis", os.fspath(path))}
+    with tempfile.TemporaryDirectory() as folder:
+        results = evaluate(measured, data, Path(folder) / "results.json", modes=MODES, device=device)
+    rows = [row for row in results["summary"] if row["group"] == ALL]
+    return {row["mode"]: 100 * row["metrics"]["average_pts_within_thresh"] for row in rows}

@@ -107,7 +107,7 @@ class _Match(torch.autograd.Function):
         wide = wide_dtype(features.dtype, correlation_dtype)
         if query_features is None:
             assert query_frames is not None and query_cells is not None
-            samples = [_sample(features[b], query_frames[b], query_cells[b], wide) for b in range(batch)]
+            samples = [sample_features(features[b], query_frames[b], query_cells[b], wide) for b in range(batch)]
             queries = torch.stack(samples)
         else:
             queries = query_features.to(wide)
@@ -247,12 +247,13 @@ def _maximum(
     return top, row * maps.shape[-1] + column
 
 
-def _sample(
+def sample_features(
     features: Tensor,  # (T, C, h, w)
     frames: Tensor,  # (N,)
     cells: Tensor,  # (N, 2)
     dtype: torch.dtype,
 ) -> Tensor:  # (N, C), where the cells are
+    """Features at positions, bilinear."""
     height, width = features.shape[-2:]
     rows_last = features.permute(0, 2, 3, 1)
     total = torch.zeros(len(frames), features.shape[1], dtype=dtype, device=cells.device)

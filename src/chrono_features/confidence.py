@@ -1,0 +1,204 @@
+"""How sure a track is: a calibrated probability per point and frame of being seen, and within 4 px of the truth.
+
+It is a logistic model of a few signals, whose weights are part of a model's configuration. Where the video was used to
+refine positions, how well the pixels agree is one of the signals, with weights of their own for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .checks import check_features, check_image_size, check_queries
+from .config import ChronoConfig
+from .ops.dtypes import wide_dtype
+from .ops.matching import default_budget, sample_features
+from .tracking import soft_argmax_track
+from .tracks import Tracks
+
+SIGNALS = ("similarity", "margin", "entropy", "cycle error")  # and "correlation" for refined tracks
+VISIBLE = 0.3  # confidence from which on a point is called visible
+NEAR = 4.0  # pixels at 256 x 256
+LARGEST_CYCLE_ERROR = 32.0  # pixels at 256 x 256; from there on all are alike
+
+
+def confidence_weights(config: ChronoConfig, refined: bool) -> tuple[float, ...]:
+    """The weights that a configuration holds, for plain or for refined tracks.
+
+    Raises:
+        ValueError: It holds none.
+    """
+    name = "refined_confidence" if refined else "confidence"
+    weights = getattr(config, name)
+    if weights is None:
+        raise ValueError(
+            f"confidence=True for a model whose {name} is None; expected a calibrated one, see "
+            "chrono_features.evaluation.calibration"
+        )
+    return weights
+
+
+def with_confidence(
+    tracks: Tracks,
+    features: Tensor,  # (B, T, C, h, w)
+    queries: Tensor,  # (B, N, 3) (t, x, y)
+    image_size: Sequence[float],
+    weights: Sequence[float],
+    **options: float,
+) -> Tracks:
+    """`tracks` with their confidence; visible is then what has a confidence of 0.3 or more.
+
+    Args:
+        tracks: Tracks of `queries`, refined or not.
+        features: The features that were tracked.
+        queries: The points that were tracked.
+        image_size: (height, width) in pixels that positions refer to.
+        weights: Of `probability`, fitted to tracks of this kind.
+        options: `temperature` and `radius`, as in `track_signals`.
+    """
+    signals = track_signals(features, queries, tracks, image_size, **options)
+    confidence = probability(signals, weights)
+    return replace(tracks, confidence=confidence, visible=confidence >= VISIBLE)
+
+
+@torch.no_grad()
+def track_signals(
+    features: Tensor,  # (B, T, C, h, w)
+    queries: Tensor,  # (B, N, 3) (t, x, y)
+    tracks: Tracks,
+    image_size: Sequence[float],
+    *,
+    temperature: float = 20.0,
+    radius: float = 5.0,
+) -> Tensor:
+    """What tells a good position from a bad one.
+
+    Args:
+        features: The features that were tracked.
+        queries: The points that were tracked.
+        tracks: Where they were found.
+        image_size: (height, width) in pixels that positions refer to.
+        temperature, radius: Of soft-argmax.
+
+    Returns:
+        (B, N, T, 4) float32, or 5 for refined tracks: the similarity of query and position; by how much it exceeds the
+        highest one that is `radius` cells or more away; the entropy of the softmax over all cells, 0 (one cell) to 1
+        (all alike); the cycle error, the distance in pixels at 256 x 256 between the query and where the feature at
+        the position is found in the query's frame, as log(1 + distance / 4); and the correlation of the pixels, where
+        tracks were refined.
+
+    Raises:
+        ValueError: An argument has the wrong shape, type or range.
+    """
+    check_features(features)
+    height, width = check_image_size(image_size)
+    batch, frames, _, rows, columns = features.shape
+    device = tracks.xy.device
+    queries = check_queries(queries, batch, frames, (height, width)).to(device)
+    if tracks.xy.shape != (batch, queries.shape[1], frames, 2):
+        raise ValueError(f"tracks.xy of shape {tuple(tracks.xy.shape)}; expected {(*queries.shape[:2], frames, 2)}")
+    cell = torch.tensor([width / columns, height / rows], device=device)
+    signals = []
+    for b in range(batch):
+        places = tracks.xy[b].to(cell) / cell
+        own_frames, own = queries[b, :, 0].long(), queries[b, :, 1:].to(cell)
+        maps = _map_signals(features[b], own_frames, own / cell, places, temperature, radius)
+        cycle = _cycle_error(features[b], own_frames, own, places, (height, width), temperature, radius)
+        pixels = [] if tracks.correlation is None else [tracks.correlation[b, ..., None].to(maps)]
+        signals.append(torch.cat([maps, cycle[..., None], *pixels], dim=-1).float())
+    return torch.stack(signals)
+
+
+def probability(
+    signals: Tensor,  # (..., S)
+    weights: Sequence[float],
+) -> Tensor:  # (...)
+    """The logistic model of a confidence: `weights` are a bias and one for each of `SIGNALS`."""
+    bias, *slopes = weights
+    return torch.sigmoid(signals @ signals.new_tensor(slopes) + bias)
+
+
+def fit(
+    signals: Tensor,  # (M, S)
+    good: Tensor,  # (M,) bool: seen, and within 4 px at 256 x 256
+) -> tuple[float, ...]:
+    """The weights of `probability` that make what happened most likely (logistic regression, Newton's method).
+
+    Raises:
+        ValueError: `good` is the same everywhere, so that nothing can be told apart.
+    """
+    if good.all() or not good.any():
+        raise ValueError(f"good is {bool(good.all())} for all {len(good)} points; expected some of either kind")
+    inputs = torch.cat([torch.ones_like(signals[:, :1]), signals], dim=1).double()
+    weights = inputs.new_zeros(inputs.shape[1])
+    ridge = 1e-6 * len(inputs) * torch.eye(len(weights)).to(inputs)  # keeps separable data finite
+    for _ in range(50):
+        p = torch.sigmoid(inputs @ weights)
+        gradient = inputs.T @ (p - good.to(p)) + ridge @ weights
+        curvature = (inputs * (p * (1 - p))[:, None]).T @ inputs + ridge
+        step = torch.linalg.solve(curvature, gradient)
+        weights = weights - step
+        if step.abs().max() < 1e-8:
+            break
+    return tuple(round(w, 4) for w in weights.tolist())
+
+
+def _map_signals(
+    features: Tensor,  # (T, C, h, w)
+    own_frames: Tensor,  # (N,)
+    own: Tensor,  # (N, 2) cells
+    places: Tensor,  # (N, T, 2) cells
+    temperature: float,
+    radius: float,
+) -> Tensor:  # (N, T, 3)
+    rows, columns = features.shape[-2:]
+    dtype = wide_dtype(features.dtype)
+    own_features = sample_features(features, own_frames, own, dtype)
+    x, y = torch.arange(columns).to(places) + 0.5, torch.arange(rows).to(places) + 0.5
+    signals = places.new_empty(*places.shape[:2], 3)
+    step = max(1, default_budget(own.device) // (4 * rows * columns * dtype.itemsize))
+    for t, frame in enumerate(features):
+        frame = frame.to(own.device)  # features may be in main memory
+        flat = frame.to(dtype).flatten(1)
+        for start in range(0, len(places), step):
+            n = slice(start, start + step)
+            maps = own_features[n] @ flat
+            found = sample_features(frame[None], torch.zeros_like(own_frames[n]), places[n, t], dtype)
+            similarity = (own_features[n] * found).sum(-1)
+            far = ((x - places[n, t, :1]) ** 2)[:, None] + ((y - places[n, t, 1:]) ** 2)[..., None] >= radius**2
+            rival = maps.masked_fill(~far.flatten(1), -math.inf).amax(-1)
+            rival = rival.where(rival > -math.inf, similarity)  # the disc covers everything: no rival, no margin
+            spread = torch.log_softmax(temperature * maps, dim=-1)
+            entropy = -(spread.exp() * spread).sum(-1) / math.log(max(2, rows * columns))
+            signals[n, t] = torch.stack([similarity, similarity - rival, entropy], dim=-1).to(signals)
+    return signals
+
+
+def _cycle_error(
+    features: Tensor,  # (T, C, h, w)
+    own_frames: Tensor,  # (N,)
+    own: Tensor,  # (N, 2) pixels
+    places: Tensor,  # (N, T, 2) cells
+    image_size: tuple[float, float],
+    temperature: float,
+    radius: float,
+) -> Tensor:  # (N, T)
+    """Every found position, sought in the frame of its query."""
+    frames = len(features)
+    to_256 = own.new_tensor([256 / image_size[1], 256 / image_size[0]])
+    error = own.new_empty(places.shape[:2])
+    for t in own_frames.unique().tolist():
+        n = (own_frames == t).nonzero()[:, 0]
+        time = torch.arange(frames, device=own.device).repeat(len(n))
+        sought = sample_features(features, time, places[n].flatten(0, 1), wide_dtype(features.dtype))
+        frame = features[None, t : t + 1]
+        back = soft_argmax_track(
+            frame, None, image_size, query_features=sought[None], temperature=temperature, radius=radius
+        )
+        off = (back.xy[0, :, 0].to(own).unflatten(0, (len(n), frames)) - own[n, None]) * to_256
+        error[n] = off.norm(dim=-1).clamp(max=LARGEST_CYCLE_ERROR)
+    return torch.log1p(error / NEAR)

@@ -1,0 +1,83 @@
+"""Fits the confidence of a model's tracks, on synthetic clips and on warps of photographs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..backbone import ChronoBackbone
+from ..confidence import NEAR, fit, track_signals
+from ..tracks import Tracks
+from .data import Dataset, Entry, LabelledVideo, Unusable
+from .heldout import HeldOut
+from .scores import drawn_queries
+from .tapvid import scored_frames
+from .warps import Warps
+
+FIRST_CLIP = 100_000  # held-out clips from here on are for calibration, those before for evaluation
+
+
+def calibrate(
+    model: ChronoBackbone,
+    photographs: str | os.PathLike[str],
+    on_video: Callable[[int, int], object] = lambda done, total: None,
+) -> None:
+    """Sets a model's `config.confidence` and `config.refined_confidence`.
+
+    Args:
+        model: The model; where it is, clips are tracked.
+        photographs: A folder of photographs: textures of synthetic clips, and what is warped. Others than those that
+            the model will be judged on.
+        on_video: Told how many clips are done, of how many.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: No photographs are in it, or tracks are all good or all bad.
+    """
+    data: list[Dataset] = [HeldOut(photographs, first=FIRST_CLIP), Warps(photographs)]
+    total = sum(d.total() or 0 for d in data)
+    signals: dict[str | None, list[Tensor]] = {None: [], "photometric": []}
+    good: dict[str | None, list[Tensor]] = {None: [], "photometric": []}
+    for done, video in enumerate(_usable(chain(*data)), 1):
+        clip = video.frames[None].to(model.device)
+        with torch.no_grad():
+            features = model(clip)
+        drawn, of_track = drawn_queries(video, "first")
+        queries = torch.from_numpy(drawn).float()[None].to(model.device)
+        for refine in signals:
+            tracks = model.track(clip, queries, features=features, refine=refine)
+            found = _signals(model, features, queries, tracks, clip.shape[-2:])
+            known = torch.from_numpy(scored_frames(drawn[:, 0], len(video.frames), "first") & video.valid[of_track])
+            signals[refine].append(found[known])
+            good[refine].append(torch.from_numpy(_good(video, of_track, tracks))[known])
+        on_video(done, total)
+    weights = {refine: fit(torch.cat(signals[refine]), torch.cat(good[refine])) for refine in signals}
+    model.config = model.config.replace(confidence=weights[None], refined_confidence=weights["photometric"])
+
+
+def _usable(entries: Iterable[Entry]) -> Iterator[LabelledVideo]:
+    for entry in entries:
+        try:
+            video = entry.load()
+        except Unusable:
+            continue
+        assert isinstance(video, LabelledVideo)
+        yield video
+
+
+def _signals(model: ChronoBackbone, features: Tensor, queries: Tensor, tracks: Tracks, size: Any) -> Tensor:
+    options = {"temperature": model.config.temperature, "radius": model.config.radius}
+    return track_signals(features, queries, tracks, size, **options)[0].cpu()
+
+
+def _good(video: LabelledVideo, of_track: np.ndarray, tracks: Tracks) -> np.ndarray:  # (N, T) bool
+    """Seen, and near the truth."""
+    to_256 = 256 / np.array(video.frames.shape[:1:-1])
+    off = (tracks.xy[0].double().cpu().numpy() - video.xy[of_track]) * to_256
+    return (np.square(off).sum(-1) < NEAR**2) & ~video.occluded[of_track]

@@ -1,0 +1,261 @@
+"""The command `eval`: what its arguments mean, several processes, and tables on the screen."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ..backbone import ChronoBackbone
+from ..pretrained import check_name
+from .contenders import Contender, baseline, from_model
+from .data import SIZE, Dataset, LabelledVideo
+from .published import published
+from .readers import KINDS, open_dataset
+from .report import write_report
+from .run import evaluate
+from .summary import ALL
+
+DTYPES = ("float32", "bfloat16", "float16")
+TITLES = {
+    "average_pts_within_thresh": "<δavg",
+    "average_jaccard": "AJ",
+    "occlusion_accuracy": "OA",
+    **{f"pts_within_{t}": f"<{t} px" for t in (1, 2, 4, 8, 16)},
+    "pck_0.2": "PCK",
+    "balanced_accuracy": "bal. acc.",
+    "J&F": "J&F",
+    "J": "J",
+    "F": "F",
+    "mask_precision": "in mask",
+    "mask_recall": "recall",
+}
+
+
+def open_all(specs: Sequence[str], size: tuple[int, int] | None = SIZE) -> dict[str, Dataset]:
+    """Data sets by kind, from "KIND=PATH"; "synthetic" needs no path.
+
+    Raises:
+        ValueError: An entry is not of this form, or a kind comes twice.
+        FileNotFoundError: There is no such file or folder.
+    """
+    data: dict[str, Dataset] = {}
+    for spec in specs:
+        kind, _, path = spec.partition("=")
+        if kind not in KINDS or (not path and kind != "synthetic"):
+            raise ValueError(f"data={spec!r}; expected KIND=PATH, KIND being one of {', '.join(KINDS)}")
+        if kind in data:
+            raise ValueError(f"data={spec!r}: a second {kind}; expected each kind once")
+        data[kind] = open_dataset(kind, path, size)
+    return data
+
+
+def contenders(
+    models: Sequence[str],
+    baselines: Sequence[str],
+    device: torch.device | str = "cpu",
+    *,
+    grid: tuple[int, int] | None = None,
+    refine: bool = False,
+    without_adapters: bool = False,
+    paper: bool = False,
+    dtype: torch.dtype = torch.float32,
+    max_frames_in_memory: int | None = None,
+) -> list[Contender]:
+    """Baselines first, then each model: its adapters off, as it is, and refined, as far as these are wanted."""
+    for name in models:
+        check_name(name)
+    found = [baseline(name, grid or (64, 64), device) for name in baselines]
+    for name in models:
+        overrides: dict[str, Any] = {} if grid is None else {"grid": grid}
+        model = ChronoBackbone.from_pretrained(name, **overrides).to(device, dtype).eval()
+        options: dict[str, Any] = {"paper": paper, "max_frames_in_memory": max_frames_in_memory}
+        if without_adapters:
+            found.append(from_model(f"{name}, adapters off", model, adapters=False, paper=paper))
+        found.append(from_model(name, model, confidence=model.config.confidence is not None, **options))
+        if refine:
+            sure = model.config.refined_confidence is not None
+            found.append(from_model(f"{name}, refined", model, refine="photometric", confidence=sure, **options))
+    return found
+
+
+def relaunched(devices: int | None, arguments: Sequence[str]) -> int | None:
+    """Starts the same command once per device through accelerate, and returns its exit code; None in those processes.
+
+    Raises:
+        ImportError: accelerate is missing.
+        ValueError: `devices` is not a positive number.
+    """
+    if devices is None or devices == 1 or "WORLD_SIZE" in os.environ:
+        return None
+    if devices < 1:
+        raise ValueError(f"devices={devices}; expected a positive whole number")
+    try:
+        import accelerate  # noqa: F401
+    except ImportError as error:
+        raise ImportError("several devices need accelerate: pip install chrono-features[eval]") from error
+    cpu = [] if torch.cuda.is_available() else ["--cpu"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(devices), *cpu]
+    return subprocess.run([*launch, "-m", "chrono_features", *arguments]).returncode
+
+
+def main(
+    specs: Sequence[str],
+    out: Path,
+    *,
+    models: Sequence[str],
+    baselines: Sequence[str],
+    modes: Sequence[str],
+    refine: bool,
+    without_adapters: bool,
+    paper: bool,
+    grid: tuple[int, int] | None,
+    size: tuple[int, int],
+    limit: int | None,
+    report: Path | None,
+    dtype: str,
+    place: torch.device,
+    devices: int | None,
+    max_frames_in_memory: int | None,
+    progress: Callable[[str], AbstractContextManager[Callable[[int, int | None], object]]],
+) -> None:
+    """Evaluates with a progress bar, in one process or several, prints tables, and writes the report."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}; expected one of {', '.join(DTYPES)}")
+    data = open_all(specs, size)
+    if (code := relaunched(devices, sys.argv[1:])) is not None:
+        sys.exit(code)
+    process, processes, wait = _share()
+    if processes > 1 and place.type == "cuda":
+        place = torch.device("cuda", process % torch.cuda.device_count())
+    measured = contenders(
+        models,
+        baselines,
+        place,
+        grid=grid,
+        refine=refine,
+        without_adapters=without_adapters,
+        paper=paper,
+        dtype=getattr(torch, dtype),
+        max_frames_in_memory=max_frames_in_memory,
+    )
+    done: dict[str, int] = {}
+    with progress("evaluating") as update:
+
+        def on_video(name: str, count: int, total: int | None) -> None:
+            done[name] = count
+            update(sum(done.values()), _expected(data, limit))
+
+        results = evaluate(
+            measured,
+            data,
+            out,
+            modes=modes,
+            limit=limit,
+            device=place,
+            size=size,
+            settings={"paper": paper, "dtype": dtype},
+            process=process,
+            processes=processes,
+            wait=wait,
+            on_video=on_video,
+        )
+    if process:
+        return
+    print_tables(results)
+    if rest := whats_left(results, data):
+        print(rest)
+    if report is not None:
+        with progress("drawing the report"):
+            write_report(report, results, _loader(data))
+
+
+def print_tables(results: Mapping[str, Any]) -> None:
+    """A table per data set and mode: groups, the trackers of each side by side, in percent."""
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for data, mode in dict.fromkeys((row["data"], row["mode"]) for row in results["summary"]):
+        rows = [row for row in results["summary"] if (row["data"], row["mode"]) == (data, mode)]
+        shown = [name for name in TITLES if any(name in row["metrics"] for row in rows)]
+        values = {row["tracker"]: published(row["tracker"].split(",")[0], data, mode) for row in rows}
+        titles = [*(TITLES[name] for name in shown), "95 %", *(["published"] if any(values.values()) else [])]
+        table = Table("", "", *titles, title=f"{data}, {mode}", box=box.SIMPLE_HEAD, title_justify="left")
+        for index, row in enumerate(rows):
+            is_new = not index or rows[index - 1]["group"] != row["group"]
+            is_last = index + 1 == len(rows) or rows[index + 1]["group"] != row["group"]
+            name = f"{row['group']} ({row['videos']})" if is_new else ""
+            cells = [_percent(row["metrics"].get(metric)) for metric in shown]
+            interval = " … ".join(_percent(end) for end in row["interval"]) if None not in row["interval"] else ""
+            paper = values[row["tracker"]] if row["group"] == ALL else None
+            beside = ["" if paper is None else f"{paper:.1f}"] if any(values.values()) else []
+            table.add_row(name, row["tracker"], *cells, interval, *beside, end_section=is_last)
+        console.print(table)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _share() -> tuple[int, int, Callable[[], object]]:
+    """This process's number, how many there are, and how to wait for the others."""
+    if "WORLD_SIZE" not in os.environ:
+        return 0, 1, lambda: None
+    from accelerate import PartialState
+
+    state = PartialState()
+    return state.process_index, state.num_processes, state.wait_for_everyone
+
+
+def _expected(data: Mapping[str, Dataset], limit: int | None) -> int | None:
+    totals = [dataset.total() for dataset in data.values()]
+    if None in totals:
+        return None
+    return sum(min(total, limit or total) for total in totals if total is not None)
+
+
+def whats_left(results: Mapping[str, Any], data: Mapping[str, Dataset]) -> str:
+    """What was skipped and why, and how long the videos beyond the limit would take."""
+    lines = []
+    for name, about in results["data"].items():
+        lines += [f"{name}: {video} skipped, {reason}" for video, reason in about["skipped"].items()]
+    totals = {name: dataset.total() or 0 for name, dataset in data.items()}
+    measured = {name: len({r["video"] for r in results["records"] if r["data"] == name}) for name in data}
+    spent = sum(sum(r["seconds"].values()) for r in results["records"] if r["data"] in data)
+    videos = sum(measured.values())
+    left = sum(max(0, totals[name] - measured[name] - len(results["data"][name]["skipped"])) for name in data)
+    if left and videos:
+        lines.append(
+            f"{videos} videos measured; the other {left} would take about {_duration(left * spent / videos)} on this "
+            "device, reading them apart"
+        )
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    for name, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.1f} {name}"
+    return f"{seconds:.0f} s"
+
+
+def _loader(data: Mapping[str, Dataset]) -> Callable[[str, str], LabelledVideo]:
+    def load(name: str, video: str) -> LabelledVideo:
+        if name in data:
+            for entry in data[name]:
+                if entry.name == video:
+                    found = entry.load()
+                    assert isinstance(found, LabelledVideo)
+                    return found
+        raise ValueError(
+            f"report: video {video} of {name} is not at hand; expected --data {name}=PATH as it was measured"
+        )
+
+    return load

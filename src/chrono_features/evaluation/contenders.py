@@ -1,0 +1,151 @@
+"""What can be measured: models by name, baselines by name, and any callable that tracks points."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backbone import ChronoBackbone
+from ..tracking import soft_argmax_track
+from ..tracks import Tracks
+from .baselines import ColourFeatures, PatchFeatures, TimmFeatures, lucas_kanade, static
+
+Tracker = Callable[[Tensor, Tensor], Tracks]  # video (B, T, 3, H, W) uint8, queries (B, N, 3) -> tracks of B clips
+PAPER_SIDE = 896  # pixels: the authors' network sees 64 x 64 patches of 14
+BASELINES = ("static", "lucas-kanade", "patch", "colour", "timm:NAME", "timm:NAME@BLOCK", "MODULE:FUNCTION")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something that tracks points, and maybe has features.
+
+    Attributes:
+        name: What it is called in tables.
+        about: What it is, in plain JSON values: results of the same name belong together only where this is the same.
+        track: Tracks the points of a clip; the third argument is what `features` gave for it, or None.
+        features: Features (B, T, C, h, w) of a clip; None for trackers that have none of their own.
+    """
+
+    name: str
+    track: Callable[[Tensor, Tensor, Tensor | None], Tracks]
+    features: Callable[[Tensor], Tensor] | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def from_model(
+    name: str,
+    model: ChronoBackbone,
+    *,
+    adapters: bool = True,
+    paper: bool = False,
+    max_frames_in_memory: int | None = None,
+    **options: Any,
+) -> Contender:
+    """A model and its own `track`.
+
+    Args:
+        name: What it is called in tables.
+        model: The model, on its device.
+        adapters: Whether its adapters are on.
+        paper: The authors' settings: similarities in bfloat16, frames of 896 x 896 pixels.
+        max_frames_in_memory: As in `ChronoBackbone.forward`.
+        options: Of `ChronoBackbone.track`.
+
+    Raises:
+        ValueError: The authors' settings do not fit the model.
+    """
+    grid = None
+    if paper:
+        if any(PAPER_SIDE % side for side in model.patch_size):
+            raise ValueError(f"paper=True for {name}, whose patches are {model.patch_size}; expected divisors of 896")
+        grid = (PAPER_SIDE // model.patch_size[0], PAPER_SIDE // model.patch_size[1])
+        options = {"correlation_dtype": torch.bfloat16, **options}
+    chunked = {} if max_frames_in_memory is None else {"max_frames_in_memory": max_frames_in_memory}
+
+    @torch.no_grad()
+    def features(video: Tensor) -> Tensor:
+        return model(video, grid, **chunked) if adapters else model.vit_features(video, grid)
+
+    def track(video: Tensor, queries: Tensor, found: Tensor | None) -> Tracks:
+        return model.track(video, queries, features=features(video) if found is None else found, **options)
+
+    settings = {k: v if isinstance(v, (int, float, bool, str, type(None))) else str(v) for k, v in options.items()}
+    about = {"weights": weights_hash(model), "config": model.config.to_dict(), "adapters": adapters, **settings}
+    return Contender(name, track, features, about)
+
+
+def from_tracker(name: str, tracker: Tracker, **about: Any) -> Contender:
+    """Any callable (video (1, T, 3, H, W) uint8, queries (1, N, 3)) -> `Tracks`."""
+    return Contender(name, lambda video, queries, _: tracker(video, queries), None, about)
+
+
+def baseline(name: str, grid: tuple[int, int] = (64, 64), device: torch.device | str = "cpu") -> Contender:
+    """A baseline by name.
+
+    Args:
+        name: "static"; "lucas-kanade"; "patch" or "colour" (raw pixels as features); "timm:NAME" or
+            "timm:NAME@BLOCK"; or "MODULE:FUNCTION", a tracker of your own.
+        grid: Of the features of "patch", "colour" and timm's models.
+        device: Where they run.
+
+    Raises:
+        ValueError: There is no such baseline.
+        ImportError: There is no such module, or it lacks something.
+    """
+    if name == "static":
+        return from_tracker(name, static)
+    if name == "lucas-kanade":
+        import cv2
+
+        return from_tracker(name, lucas_kanade, opencv=cv2.__version__)
+    if name == "patch":
+        return _from_features(name, PatchFeatures(grid=grid))
+    if name == "colour":
+        return _from_features(name, ColourFeatures(grid=grid))
+    if form := re.fullmatch(r"timm:([^@]+)(?:@(\d+))?", name):
+        features = TimmFeatures(form[1], None if form[2] is None else int(form[2]), grid).to(device)
+        about = {"weights": weights_hash(features), "block": features.block, "stride": features.stride}
+        return _from_features(name, features, **about)
+    if form := re.fullmatch(r"([\w.]+):([\w.]+)", name):
+        return from_tracker(name, _imported(form[1], form[2]))
+    raise ValueError(f"baseline={name!r}; expected one of {', '.join(BASELINES)}")
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """SHA-256 of a module's parameters and buffers, names and types included."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data if value.numel() else b"")
+    return digest.hexdigest()
+
+
+def _from_features(name: str, features: Any, **about: Any) -> Contender:
+    """Soft-argmax on features, with their own radius and temperature."""
+    options = {"radius": features.radius, "temperature": features.temperature}
+
+    @torch.no_grad()
+    def track(video: Tensor, queries: Tensor, found: Tensor | None) -> Tracks:
+        found = features(video) if found is None else found
+        return soft_argmax_track(found, queries, video.shape[-2:], **options)
+
+    return Contender(name, track, features, {"grid": list(features.grid), **options, **about})
+
+
+def _imported(module: str, function: str) -> Tracker:
+    found = importlib.import_module(module)
+    for part in function.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"baseline={module}:{function}; {module} has no {function}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ValueError(f"baseline={module}:{function} is a {type(found).__name__}; expected a function")
+    return partial(found)

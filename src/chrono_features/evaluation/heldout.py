@@ -1,0 +1,90 @@
+"""Synthetic clips that training never sees."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import cached_property, partial
+
+import numpy as np
+from torch import Tensor
+
+from ..training.synthetic import load_textures, make_clip
+from .data import SIZE, Entry, LabelledVideo
+from .warps import photographs
+
+# A generator keeps the low 32 bits of its seed. In these, every run of training starts at a multiple of 2**26, so that
+# the last of them are out of its reach.
+FIRST_SEED = 2**32 - 2**20
+CLIPS = 24
+FRAMES = 24
+POINTS = 128
+SCENES = ("raycast", "layers")  # in turn
+
+
+class HeldOut:
+    """Clips of the training generator, from seeds that it is never trained on; half ray-cast, half layered.
+
+    Every track is visible in some frame, half of them on things that move by themselves.
+
+    Args:
+        path: A folder of photographs for textures; "" makes all textures procedural.
+        size: (height, width) of the frames; None is the same as the default.
+        first: Number of the first clip, among all that training never sees.
+
+    Raises:
+        FileNotFoundError: `path` is no folder.
+        ValueError: No photographs are below it.
+    """
+
+    kind = "synthetic"
+
+    def __init__(self, path: str | os.PathLike[str] = "", size: tuple[int, int] | None = SIZE, first: int = 0) -> None:
+        self.path, self.size, self.first = os.fspath(path), size or SIZE, first
+        self.photographs = len(photographs(path)) if self.path else 0
+
+    def __iter__(self) -> Iterator[Entry]:
+        for index in range(CLIPS):
+            group = f"synthetic/{SCENES[index % 2]}"
+            yield Entry(f"{group}/{index:02d}", group, partial(self._load, index))
+
+    def total(self) -> int:
+        return CLIPS
+
+    def fingerprint(self) -> dict[str, int | str]:
+        return {
+            "photographs": self.photographs,
+            "first_seed": FIRST_SEED + self.first,
+            "clips": CLIPS,
+            "frames": FRAMES,
+            "points": POINTS,
+            "height": self.size[0],
+            "width": self.size[1],
+        }
+
+    @cached_property
+    def _textures(self) -> Tensor | None:
+        try:
+            return load_textures(self.path) if self.path else None
+        except OSError as error:
+            raise ValueError(f"path: a photograph below {self.path} is not read: {error}") from error
+
+    def _load(self, index: int) -> LabelledVideo:
+        scene = SCENES[index % 2]
+        clip = make_clip(
+            FIRST_SEED + self.first + index,
+            frames=FRAMES,
+            size=self.size,
+            points=POINTS,
+            scene=scene,
+            textures=self._textures,
+        )
+        visible = clip.visible.numpy()
+        return LabelledVideo(
+            f"synthetic/{scene}/{index:02d}",
+            f"synthetic/{scene}",
+            frames=(255 * clip.video).round().byte(),
+            xy=clip.tracks.double().numpy(),
+            occluded=~visible,
+            valid=np.ones_like(visible),
+        )

@@ -1,0 +1,198 @@
+"""Features and tracks measured with masks of objects: DAVIS's J and F, and whether points stay in their masks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..labels import propagate_labels
+from .data import MaskedVideo
+from .tapvid import ratio
+
+QUERY_MARGIN = 3 / 256  # of the frame's longer side: how far from the boundary of its mask a point is queried
+
+
+def region_similarity(
+    truth: NDArray[Any],  # (H, W) bool
+    found: NDArray[Any],  # (H, W) bool
+) -> float:
+    """J of DAVIS, 0 to 1: what two masks share of what they cover together. Two empty masks score 1."""
+    union = (truth | found).sum()
+    return float((truth & found).sum() / union) if union else 1.0
+
+
+def boundary_accuracy(
+    truth: NDArray[Any],  # (H, W) bool
+    found: NDArray[Any],  # (H, W) bool
+    tolerance: float = 0.008,
+) -> float:
+    """F of DAVIS, 0 to 1: the harmonic mean of how much of either boundary lies near the other one.
+
+    The boundary is where a pixel differs from the next one to the right, below, or below to the right; the frame's
+    edge is none. Where only one mask has a boundary the score is 0, where neither has one it is 1, as in DAVIS's code.
+
+    Args:
+        truth: The mask as marked.
+        found: The mask as found.
+        tolerance: How near, as a share of the frame's diagonal; rounded up to whole pixels.
+    """
+    true_boundary, boundary = _boundary(truth), _boundary(found)
+    if not (true_boundary.any() and boundary.any()):
+        return float(true_boundary.any() == boundary.any())
+    radius = math.ceil(tolerance * math.hypot(*truth.shape))
+    precision = ratio(boundary & _dilated(true_boundary, radius), boundary)
+    recall = ratio(true_boundary & _dilated(boundary, radius), true_boundary)
+    return 2 * precision * recall / (precision + recall) if precision else 0.0  # one is 0 where the other is
+
+
+def propagation_metrics(
+    features: Tensor,  # (T, C, h, w)
+    video: MaskedVideo,
+) -> dict[str, float]:
+    """How well features carry the first frame's masks through a video: DAVIS's semi-supervised evaluation.
+
+    Masks go through `propagate_labels` with its defaults, background included. As in DINO's evaluation, labels are
+    then scaled up bilinearly, each is stretched to 0 ... 1 over its frame, and the greatest wins. DINO's own masks are
+    made small by taking the nearest pixel instead of by area, and are scaled to the video's size after the decision.
+
+    As in DAVIS's, the first and the last frame are not scored, and objects that the first frame does not show count
+    as background. DAVIS averages over the objects of all videos; a mean over these numbers weighs videos alike.
+
+    Returns:
+        `J`, `F` and their mean `J&F`, 0 to 1, averaged over frames and then objects; NaN where there is nothing to
+        score.
+
+    Raises:
+        ValueError: The features are not of as many frames as the video.
+    """
+    masks = video.masks
+    if len(features) != len(masks):
+        raise ValueError(f"features of {len(features)} frames; expected the {len(masks)} of the video {video.name}")
+    objects = _objects(masks[0])
+    if not len(objects) or len(masks) < 3:
+        return dict.fromkeys(("J", "F", "J&F"), math.nan)
+    first = torch.from_numpy(masks[0] == np.array([0, *objects])[:, None, None])
+    first[0] = ~first[1:].any(dim=0)
+    labels = propagate_labels(features[None], first[None])[0]
+    scores = []
+    for truth, frame in zip(masks[1:-1], labels[1:-1], strict=True):
+        large = F.interpolate(frame[None], truth.shape, mode="bilinear", align_corners=False)[0]
+        low, high = (value[:, None, None] for value in torch.aminmax(large.flatten(1), dim=1))
+        winner = ((large - low) / (high - low).clamp(min=torch.finfo(large.dtype).tiny)).argmax(dim=0).cpu().numpy()
+        pairs = [(truth == number, winner == place) for place, number in enumerate(objects, start=1)]
+        scores.append([(region_similarity(*pair), boundary_accuracy(*pair)) for pair in pairs])
+    region, boundary = np.mean(scores, axis=(0, 1)).tolist()
+    return {"J": region, "F": boundary, "J&F": (region + boundary) / 2}
+
+
+def mask_queries(
+    video: MaskedVideo,
+    count: int = 100,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Points of the first frame's objects, on a regular grid in each: the finest that fits the object's equal share.
+
+    They keep away from the boundary of the object's mask, 3 pixels at 256 x 256, unless nothing of it is left then.
+
+    Args:
+        video: A video and the masks of its objects.
+        count: The most points of all objects together.
+
+    Returns:
+        Queries (M, 3) as (t, x, y) in pixels of the masks, at the centres of pixels; and the object of each, (M,).
+        Every object of the first frame has at least one.
+
+    Raises:
+        ValueError: `count` is less than the number of objects.
+    """
+    first = video.masks[0]
+    objects = _objects(first)
+    if count < max(1, len(objects)):
+        raise ValueError(f"count={count!r}; expected at least 1 for each of {len(objects)} objects of {video.name}")
+    margin = math.ceil(QUERY_MARGIN * max(first.shape))
+    queries, owners = [np.empty((0, 3), np.float32)], [np.empty(0, np.int64)]
+    for number in objects:
+        mask = first == number
+        inner = mask & ~_dilated(~mask, margin)
+        rows, columns = _grid(inner if inner.any() else mask, count // len(objects))
+        queries.append(np.stack([np.zeros(len(rows)), columns + 0.5, rows + 0.5], axis=1).astype(np.float32))
+        owners.append(np.full(len(rows), number))
+    return np.concatenate(queries), np.concatenate(owners)
+
+
+def mask_consistency(
+    xy: NDArray[Any],  # (N, T, 2) pixels of the masks
+    visible: NDArray[Any],  # (N, T) bool
+    objects: NDArray[Any],  # (N,)
+    masks: NDArray[Any],  # (T, H, W) 0 is background, k the k-th object
+    query_frames: NDArray[Any] | int = 0,  # (N,), or one for all
+) -> dict[str, float]:
+    """Whether the points of one video stay in the masks of their objects, in the frames after their query.
+
+    A point may be hidden though its object is not, so that even the best tracker has less than 1 of `mask_recall`.
+
+    Args:
+        xy: Positions found. A point is inside if the pixel it lies in is its object's.
+        visible: Whether a point is called visible.
+        objects: The object that each point belongs to.
+        masks: The masks of every frame.
+        query_frames: The frame of each query; it and those before it do not count.
+
+    Returns:
+        `mask_precision`: of a point's frames in which it is called visible, the share in which it is inside.
+        `mask_recall`: of a point's frames in which its object is in the picture, the share in which it is called
+        visible and is inside. Both over all points together, 0 to 1; NaN where nothing counts.
+    """
+    frames, height, width = masks.shape
+    after = np.arange(frames) > np.reshape(query_frames, (-1, 1))
+    in_frame = np.all((xy >= 0) & (xy < (width, height)), axis=-1)  # not so of what is not a number
+    columns, rows = np.moveaxis(np.where(in_frame[..., None], xy, 0).astype(np.int64), -1, 0)
+    inside = in_frame & (masks[np.arange(frames), rows, columns] == objects[:, None])
+    called, present = visible & after, np.stack([np.isin(objects, mask) for mask in masks], axis=1) & after
+    return {"mask_precision": ratio(inside & called, called), "mask_recall": ratio(inside & called, present)}
+
+
+def _objects(mask: NDArray[Any]) -> NDArray[np.int64]:
+    """The objects that a frame shows."""
+    numbers = np.unique(mask)
+    return numbers[numbers > 0]
+
+
+def _boundary(
+    mask: NDArray[Any],  # (H, W) bool
+) -> NDArray[np.bool_]:
+    beyond = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
+    return (mask != beyond[:-1, 1:]) | (mask != beyond[1:, :-1]) | (mask != beyond[1:, 1:])
+
+
+def _dilated(
+    mask: NDArray[Any],  # (H, W) bool
+    radius: int,
+) -> NDArray[np.bool_]:
+    """The pixels no farther than `radius` from one of the mask's."""
+    height, width = mask.shape
+    padded = np.pad(mask, radius)
+    grown = np.zeros_like(mask)
+    for y, x in np.ndindex(2 * radius + 1, 2 * radius + 1):
+        if (y - radius) ** 2 + (x - radius) ** 2 <= radius**2:
+            grown |= padded[y : y + height, x : x + width]
+    return grown
+
+
+def _grid(
+    mask: NDArray[Any],  # (H, W) bool
+    count: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows and columns of the finest regular grid with at most `count` pixels in a mask; of one pixel at least."""
+    rows, columns = np.nonzero(mask)
+    for step in range(1, max(mask.shape) + 1):
+        chosen = np.flatnonzero((rows % step == step // 2) & (columns % step == step // 2))
+        if len(chosen) <= count:
+            break
+    chosen = chosen if len(chosen) else np.array([len(rows) // 2])  # a mask between the lines of the grid
+    return rows[chosen], columns[chosen]

@@ -1,0 +1,141 @@
+"""Runs contenders over data sets, one video at a time, and goes on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from itertools import islice
+from typing import Any
+
+import torch
+
+from .contenders import Contender
+from .data import SIZE, Dataset, Entry, MaskedVideo, Unusable
+from .scores import MASK_MODE, mask_record, track_records
+from .store import Store
+from .tapvid import MODES, THRESHOLDS
+
+PACKAGES = ("chrono-features", "torch", "timm", "numpy", "pillow", "opencv-python-headless")  # versions that matter
+
+
+def evaluate(
+    contenders: Sequence[Contender],
+    data: Mapping[str, Dataset],
+    out: str | os.PathLike[str],
+    *,
+    modes: Sequence[str] = ("first",),
+    limit: int | None = None,
+    device: torch.device | str = "cpu",
+    size: tuple[int, int] | None = SIZE,
+    settings: Mapping[str, Any] | None = None,
+    process: int = 0,
+    processes: int = 1,
+    wait: Callable[[], object] = lambda: None,
+    on_video: Callable[[str, int, int | None], object] = lambda name, done, total: None,
+) -> dict[str, Any]:
+    """Measures every contender on every video.
+
+    What was measured is on disk at once. Another call with the same `out` measures what is missing: the rest of an
+    interrupted run, further videos, modes or contenders. A file that was measured on something else is refused.
+
+    Args:
+        contenders: What is measured.
+        data: Data sets, by the names that they get in the results.
+        out: File of results, JSON.
+        modes: Query sampling, "first" and "strided"; for videos with tracks.
+        limit: How many videos of each data set, the first ones; None takes all.
+        device: Where videos go.
+        size: (height, width) at which videos were opened; anything but 256 x 256 is another protocol.
+        settings: Further settings that results depend on, plain JSON values.
+        process, processes: Each of several processes takes every n-th video; the first one puts the results together.
+        wait: Waits for the other processes.
+        on_video: Told of each video that is done: its data set, how many of it are done, how many it has (or None).
+
+    Returns:
+        What is in `out`: "about", "protocol", "data", "trackers" and "records".
+
+    Raises:
+        ValueError: An argument is not as above, `out` holds something else, or a file of a data set is broken.
+    """
+    _check(contenders, data, modes, limit)
+    about = {"device": describe_device(device), "date": datetime.date.today().isoformat(), "versions": _versions()}
+    protocol = {"size": size and list(size), "thresholds": list(THRESHOLDS), **(settings or {})}
+    sources = {name: {"kind": d.kind, "path": d.path, "fingerprint": d.fingerprint()} for name, d in data.items()}
+    trackers = {contender.name: contender.about for contender in contenders}
+    header = {"about": about, "protocol": protocol, "data": sources, "trackers": trackers}
+    store = Store(out, header, process)
+    for name, dataset in data.items():
+        for index, entry in enumerate(islice(dataset, limit)):
+            if index % processes == process:
+                _measure(store, name, entry, contenders, modes, device)
+            on_video(name, index + 1, dataset.total())
+        store.totals[name] = dataset.total()
+    wait()
+    return store.finish() if process == 0 else {}
+
+
+def describe_device(device: torch.device | str) -> str:
+    """The name of a GPU, or the processor and the threads that PyTorch uses."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _measure(
+    store: Store,
+    data: str,
+    entry: Entry,
+    contenders: Sequence[Contender],
+    modes: Sequence[str],
+    device: torch.device | str,
+) -> None:
+    """Adds what is missing of one video to the store; reads it only then."""
+
+    def done(contender: Contender, mode: str) -> bool:
+        return store.has(data=data, video=entry.name, mode=mode, tracker=contender.name)
+
+    missing = {c.name: [m for m in modes if not done(c, m)] for c in contenders if not done(c, MASK_MODE)}
+    if not any(missing.values()) or (data, entry.name) in store.skipped:
+        return
+    try:
+        video = entry.load()
+    except Unusable as reason:
+        store.skip(data, entry.name, str(reason))
+        return
+    for contender in contenders:
+        if wanted := missing.get(contender.name):
+            if isinstance(video, MaskedVideo):
+                records = iter([mask_record(contender, video, device)])
+            else:
+                records = track_records(contender, video, wanted, device)
+            for record in records:
+                named = {"data": data, "group": entry.group, "video": entry.name, "tracker": contender.name}
+                store.add({**named, "frames": len(video.frames), **record})
+
+
+def _check(
+    contenders: Sequence[Contender], data: Mapping[str, Dataset], modes: Sequence[str], limit: int | None
+) -> None:
+    names = [contender.name for contender in contenders]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"contenders={names}; expected at least one, each with a name of its own")
+    if not data:
+        raise ValueError("data is empty; expected at least one data set")
+    if not modes or set(modes) - set(MODES):
+        raise ValueError(f"modes={list(modes)}; expected some of {', '.join(MODES)}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}; expected a positive whole number, or None")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "none"
+    return found

@@ -1,0 +1,132 @@
+"""From the first frame's labels to every frame's, by similar features: `propagate_labels`."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checks import check_features
+from .ops.dtypes import wide_dtype
+from .ops.matching import default_budget
+
+
+@torch.no_grad()
+def propagate_labels(
+    features: Tensor,  # (B, T, C, h, w)
+    labels: Tensor,  # (B, K, H, W) floating or bool, or (B, H, W) whole numbers
+    *,
+    context: int = 7,
+    neighbours: int = 5,
+    radius: int | None = 12,
+    temperature: float = 10.0,
+) -> Tensor:  # (B, T, K, h, w)
+    """Carries labels of the first frame (masks, parts, heatmaps) through a video, as DINO segments videos.
+
+    Each cell of a frame is compared with the cells around it in the first frame and in the `context` frames before its
+    own. The labels of the most similar `neighbours` of them all are averaged, weighted by a softmax over their
+    similarities; of equally similar cells any may be taken. Frame by frame, labels so found serve the frames that
+    follow. The defaults are those of DINO's evaluation (eval_video_segmentation.py), which runs on 30 x 52 and 60 x 104
+    cells. There are no gradients.
+
+    Args:
+        features: Features of any length along C: they are compared by cosine similarity.
+        labels: Labels of the first frame at any resolution, resized to the features' grid by area. Either K channels
+            of floating values or masks; or a map of labels 0, 1, ..., where 0 is usually the background: it stands for
+            one mask for each label from 0 to the largest, and `.argmax(2)` of the result is such a map again.
+        context: How many frames before its own a frame sees, beside the first.
+        neighbours: How many cells a cell's label is averaged over.
+        radius: Most rows, and most columns, that may lie between a cell and its neighbours; None for no limit.
+        temperature: Factor on similarities before the softmax; 10 is what DINO writes as division by 0.1.
+
+    Returns:
+        Labels on the features' grid, in float32, or float64 for float64 features. Those of the first frame are the
+        resized input, and no value is outside of the input's range. To the size of the video, scale them bilinearly.
+
+    Raises:
+        ValueError: An argument has the wrong shape, type or range; the message names it.
+    """
+    check_features(features)
+    _check_labels(labels, len(features))
+    for name, value, least in (("context", context, 0), ("neighbours", neighbours, 1), ("radius", radius, 0)):
+        if not (isinstance(value, int) and value >= least) and not (name == "radius" and value is None):
+            raise ValueError(f"{name}={value!r}; expected a whole number, {least} or more")
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature={temperature!r}; expected a finite number above 0")
+    height, width = features.shape[-2:]
+    labels = labels.to(features.device)
+    if labels.ndim == 3:
+        labels = labels[:, None] == torch.arange(int(labels.max()) + 1, device=labels.device)[:, None, None]
+    # Averages over whole cells: an object smaller than a cell keeps its share of it.
+    labels = F.interpolate(labels.to(wide_dtype(features.dtype)), (height, width), mode="area")
+    search = _Search(context, neighbours, max(height, width) if radius is None else radius, temperature)
+    with torch.autocast(features.device.type, enabled=False):  # which would round similarities to half precision
+        return torch.stack([_propagate(*clip, search) for clip in zip(features, labels, strict=True)])
+
+
+class _Search(NamedTuple):
+    """Where neighbours are looked for, and how they are weighted."""
+
+    context: int
+    neighbours: int
+    radius: int
+    temperature: float
+
+
+class _Frame(NamedTuple):
+    cells: Tensor  # (..., h, w, C) of unit length
+    labels: Tensor  # (..., h, w, K)
+
+
+def _propagate(
+    features: Tensor,  # (T, C, h, w)
+    labels: Tensor,  # (K, h, w)
+    search: _Search,
+) -> Tensor:  # (T, K, h, w)
+    unit = (F.normalize(frame.to(labels), dim=0).movedim(0, -1).contiguous() for frame in features)
+    first = _Frame(next(unit), labels.movedim(0, -1))
+    recent: deque[_Frame] = deque(maxlen=search.context)
+    found = [first.labels]
+    for cells in unit:
+        found.append(_look_up(cells, _Frame(*map(torch.stack, zip(first, *recent, strict=True))), search))
+        recent.append(_Frame(cells, found[-1]))
+    return torch.stack(found).movedim(-1, 1)
+
+
+def _look_up(
+    cells: Tensor,  # (h, w, C)
+    seen: _Frame,  # n frames
+    search: _Search,
+) -> Tensor:  # (h, w, K)
+    """Labels of a frame from those of the frames it sees, a few rows at a time: all similarities would be too many."""
+    count, height, width = seen.cells.shape[:3]
+    row, column = (torch.arange(n, device=cells.device) for n in (height, width))
+    far_columns = (column[:, None] - column).abs() > search.radius
+    row_bytes = width * count * height * width * cells.element_size()  # one row's similarities, if no cell is far
+    step = max(1, default_budget(cells.device) // row_bytes)
+    found = []
+    for start in range(0, height, step):
+        own, near = slice(start, start + step), slice(max(0, start - search.radius), start + step + search.radius)
+        similarity = cells[own].flatten(0, 1) @ seen.cells[:, near].flatten(0, 2).T
+        far_rows = (row[own, None] - row[near]).abs() > search.radius
+        far = far_rows[:, None, None, :, None] | far_columns[:, None, None]  # (own rows, w, 1, near rows, w)
+        similarity.view(-1, width, count, far_rows.shape[1], width).masked_fill_(far, -math.inf)
+        best, index = similarity.topk(min(search.neighbours, similarity.shape[1]))
+        weights = (best * search.temperature).softmax(dim=-1)
+        found.append(torch.einsum("nk,nkl->nl", weights, seen.labels[:, near].flatten(0, 2)[index]))
+    return torch.cat(found).unflatten(0, (height, width))
+
+
+def _check_labels(labels: Tensor, batch: int) -> None:
+    expected = f"(B, K, H, W) floating or bool, or (B, H, W) whole numbers, with B={batch}"
+    if not isinstance(labels, Tensor) or labels.is_complex():
+        raise ValueError(f"labels of type {getattr(labels, 'dtype', type(labels).__name__)}; expected {expected}")
+    soft = labels.is_floating_point() or labels.dtype == torch.bool
+    if labels.ndim != (4 if soft else 3) or len(labels) != batch or 0 in labels.shape:
+        raise ValueError(f"labels of shape {tuple(labels.shape)} and type {labels.dtype}; expected {expected}")
+    if not soft and labels.min() < 0:
+        raise ValueError(f"labels down to {int(labels.min())}; expected whole numbers, 0 or more")

@@ -1,0 +1,249 @@
+"""Photometric refinement: the patch around a query, aligned with every frame by a few Gauss-Newton steps.
+
+Soft-argmax finds a point by its looks to a fraction of a cell; the pixels around it know better. In each frame the
+patch starts from the soft-argmax estimate, and from where the frame before leads to: the feature under the last
+position, tracked one frame on. The better of the two, by correlation with the query's own patch, is kept: so a track
+follows a point that turns or grows, does not drift, and can be lost and found again. Nothing is trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checks import check_features, check_queries, check_video
+from .tracking import soft_argmax_track
+from .tracks import Tracks
+
+PIXELS_PER_CELL = 4  # frames are resized to this, so that an estimate is off by a few pixels at most
+HALF = 7  # patches are 15 x 15 pixels
+SHIFT_STEPS, AFFINE_STEPS = 2, 8
+LONGEST_STEP = 2.0  # pixels
+REACH = 6.0  # pixels that an alignment may lead away from its start
+LEAST = 0.5  # correlation below which the soft-argmax estimate stands
+SURE = 0.85  # correlation from which on the patch's turn and scale are carried to the next frame
+CARRIED = 0.8  # correlation that the start carried over from the frame before needs to be taken
+LARGEST_ZOOM = 8.0  # in area
+FLAT = 2e-3  # standard deviation of the grey values of a patch below which it counts as noise
+GREY = (0.299, 0.587, 0.114)
+FRAMES_TOGETHER = 16
+
+
+@torch.no_grad()
+def refine_photometric(
+    video: Tensor,  # (B, T, 3, H, W)
+    features: Tensor,  # (B, T, C, h, w)
+    queries: Tensor,  # (B, N, 3) (t, x, y)
+    tracks: Tracks,
+    *,
+    temperature: float = 20.0,
+    radius: float = 5.0,
+) -> Tracks:
+    """Tracks whose positions agree with the pixels of the video, not only with its features.
+
+    Each query's patch is aligned by inverse-compositional Gauss-Newton steps (Baker and Matthews, IJCV 2004): shift,
+    then affine, with gain and bias. A position changes only where the correlation with the query's patch rises above
+    that at the soft-argmax estimate, and reaches 0.5. Queries do not depend on each other.
+
+    Args:
+        video: The frames that were tracked.
+        features: Their features.
+        queries: The points that were tracked.
+        tracks: What soft-argmax found for them.
+        temperature, radius: Of soft-argmax, where a start is carried from frame to frame.
+
+    Returns:
+        `tracks` with other positions, and with `correlation`, -1 to 1, of the patch there with the query's own.
+
+    Raises:
+        ValueError: An argument has the wrong shape, type or range.
+    """
+    check_video(video)
+    check_features(features)
+    height, width = video.shape[-2:]
+    queries = check_queries(queries, len(video), video.shape[1], (height, width)).to(tracks.xy.device)
+    rows, columns = features.shape[-2:]
+    size = (PIXELS_PER_CELL * rows, PIXELS_PER_CELL * columns)
+    scale = torch.tensor([size[1] / width, size[0] / height], device=tracks.xy.device, dtype=tracks.xy.dtype)
+    places, correlations = [], []
+    for b, clip in enumerate(video):
+        own = torch.cat([queries[b, :, :1], queries[b, :, 1:] * scale], dim=1).to(scale)
+        patches = _Patches(_grey_frames(clip.to(scale.device), size, scale.dtype), own)
+        follow = _Follower(features[b : b + 1], size, temperature, radius)
+        xy, correlation, moved = _refined(patches, follow, tracks.xy[b] * scale)
+        places.append(torch.where(moved[..., None], xy / scale, tracks.xy[b]))
+        correlations.append(correlation)
+    return replace(tracks, xy=torch.stack(places), correlation=torch.stack(correlations))
+
+
+def _refined(
+    patches: _Patches,
+    follow: _Follower,
+    estimates: Tensor,  # (N, T, 2)
+) -> tuple[Tensor, Tensor, Tensor]:  # (N, T, 2) positions, (N, T) correlations, (N, T) whether they were aligned
+    """Goes from each query's frame forwards, and again backwards, one frame at a time."""
+    xy, correlation = estimates.clone(), torch.ones_like(estimates[..., 0])
+    moved = torch.zeros_like(correlation, dtype=torch.bool)
+    frames = estimates.shape[1]
+    for step in (1, -1):
+        warp = torch.eye(2).to(xy).repeat(len(xy), 1, 1)
+        last = patches.centres.clone()  # where each point was in the frame before
+        trusted = torch.ones_like(last[:, 0], dtype=torch.bool)  # whether that came from an alignment
+        for t in range(frames)[::step]:
+            n = ((t - patches.frames) * step > 0).nonzero()[:, 0]
+            if not len(n):
+                continue
+            estimate, turned = estimates[n, t], warp[n]
+            plain = patches.correlation(t, n, estimate, turned)
+            best = patches.align(t, n, estimate, turned)
+            other = patches.align(t, n, follow(last[n], t - step, t), turned)
+            wins = trusted[n] & (other.correlation > CARRIED) & (other.correlation > best.correlation)
+            best = best.where(~wins, other)
+            accepted = (best.correlation >= LEAST) & (best.correlation >= plain)
+            last[n] = torch.where(accepted[:, None], best.xy, estimate)
+            xy[n, t], moved[n, t] = last[n], accepted
+            correlation[n, t] = torch.where(accepted, best.correlation, plain)
+            size = torch.linalg.det(best.warp)
+            sure = accepted & (best.correlation >= SURE) & (size > 1 / LARGEST_ZOOM) & (size < LARGEST_ZOOM)
+            warp[n] = torch.where(sure[:, None, None], best.warp, turned)
+            trusted[n] = sure | (trusted[n] & accepted)
+    return xy, correlation, moved
+
+
+class _Follower:
+    """From a position in one frame to the next: soft-argmax of the feature that is there."""
+
+    def __init__(self, features: Tensor, size: tuple[int, int], temperature: float, radius: float) -> None:
+        self.features, self.size, self.temperature, self.radius = features, size, temperature, radius
+
+    def __call__(
+        self,
+        xy: Tensor,  # (N, 2)
+        before: int,
+        after: int,
+    ) -> Tensor:  # (N, 2)
+        inside = torch.minimum(xy.clamp(min=0), xy.new_tensor([self.size[1], self.size[0]]))
+        queries = F.pad(inside, (1, 0))[None]  # on the first of two frames
+        pair = self.features[:, [before, after]]
+        found = soft_argmax_track(pair, queries, self.size, temperature=self.temperature, radius=self.radius)
+        return found.xy[0, :, 1].to(xy)
+
+
+class _Alignment(NamedTuple):
+    """Where patches came to lie, turned and scaled how, and how well they fit."""
+
+    xy: Tensor  # (n, 2)
+    warp: Tensor  # (n, 2, 2)
+    correlation: Tensor  # (n,) -1 to 1
+
+    def where(self, kept: Tensor, other: _Alignment) -> _Alignment:
+        """These where `kept`, else the others."""
+        return _Alignment(
+            torch.where(kept[:, None], self.xy, other.xy),
+            torch.where(kept[:, None, None], self.warp, other.warp),
+            torch.where(kept, self.correlation, other.correlation),
+        )
+
+
+class _Patches:
+    """The patch around each query in its own frame, ready to be aligned with any other.
+
+    A patch is weighted by a Gaussian, its mean removed, its standard deviation 1: gain and bias do not matter.
+    """
+
+    def __init__(
+        self,
+        grey: Tensor,  # (T, 1, H, W)
+        queries: Tensor,  # (N, 3) (t, x, y) in its pixels
+    ) -> None:
+        self.grey, self.frames, self.centres = grey, queries[:, 0].long(), queries[:, 1:]
+        side = torch.arange(-HALF, HALF + 1).to(grey)
+        self.offsets = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).flatten(0, 1)  # (P, 2)
+        weights = torch.exp(-self.offsets.square().sum(-1) / (2 * (0.7 * HALF) ** 2))
+        self.weights = weights / weights.sum()
+        x, y = grey.new_tensor([0.5, 0.0]), grey.new_tensor([0.0, 0.5])
+        self.values, spread = self._normalised(self._in_own_frames(self.centres))
+        slope_x = (self._in_own_frames(self.centres + x) - self._in_own_frames(self.centres - x)) / spread
+        slope_y = (self._in_own_frames(self.centres + y) - self._in_own_frames(self.centres - y)) / spread
+        across, down = self.offsets.T
+        shift, light = [slope_x, slope_y], [self.values, torch.ones_like(self.values)]
+        affine = [slope_x * across, slope_x * down, slope_y * across, slope_y * down]
+        self.shift_solver = self._solver([*shift, *light], [1e-2] * 2 + [1e-3] * 2)
+        self.affine_solver = self._solver([*shift, *affine, *light], [1e-2] * 2 + [1.0] * 4 + [1e-3] * 2)
+
+    def align(self, t: int, n: Tensor, start: Tensor, warp: Tensor) -> _Alignment:
+        """Patches `n` in frame t, from a start (n, 2) and a warp (n, 2, 2); the best fit on the way.
+
+        One that is led far away from its start has lost its hold: correlation -1.
+        """
+        xy, error, fit = start, *self._compare(t, n, start, warp)
+        best = _Alignment(xy, warp, fit)
+        for step in range(SHIFT_STEPS + AFFINE_STEPS):
+            solver = self.shift_solver if step < SHIFT_STEPS else self.affine_solver
+            change = (solver[n] @ error[..., None])[..., 0]
+            if step >= SHIFT_STEPS:
+                turn = torch.eye(2).to(warp) + change[:, 2:6].unflatten(1, (2, 2)).clamp(-0.2, 0.2)
+                warp = warp @ torch.linalg.inv(turn)
+            xy = xy - (warp @ change[:, :2, None].clamp(-LONGEST_STEP, LONGEST_STEP))[..., 0]
+            error, fit = self._compare(t, n, xy, warp)
+            best = best.where(best.correlation >= fit, _Alignment(xy, warp, fit))
+        held = (best.xy - start).norm(dim=-1) <= REACH
+        return best._replace(correlation=best.correlation.where(held, -torch.ones_like(fit)))
+
+    def correlation(self, t: int, n: Tensor, xy: Tensor, warp: Tensor) -> Tensor:  # (n,)
+        """How well patches `n` fit at given positions."""
+        return self._compare(t, n, xy, warp)[1]
+
+    def _compare(self, t: int, n: Tensor, xy: Tensor, warp: Tensor) -> tuple[Tensor, Tensor]:
+        """Differences (n, P) and correlations (n,)."""
+        values, _ = self._normalised(self._sample(t, xy, warp))
+        own = self.values[n]
+        return values - own, (values * own * self.weights).sum(-1)
+
+    def _in_own_frames(self, xy: Tensor) -> Tensor:  # (N, 2) -> (N, P)
+        values = xy.new_empty(len(xy), len(self.offsets))
+        for t in self.frames.unique().tolist():
+            n = (self.frames == t).nonzero()[:, 0]
+            values[n] = self._sample(t, xy[n], torch.eye(2).to(xy).expand(len(n), 2, 2))
+        return values
+
+    def _sample(
+        self,
+        t: int,
+        xy: Tensor,  # (n, 2)
+        warp: Tensor,  # (n, 2, 2)
+    ) -> Tensor:  # (n, P)
+        height, width = self.grey.shape[-2:]
+        places = self.offsets @ warp.transpose(1, 2) + xy[:, None]
+        places = places * places.new_tensor([2 / width, 2 / height]) - 1
+        return F.grid_sample(self.grey[t][None], places[None], padding_mode="border", align_corners=False)[0, 0]
+
+    def _normalised(self, values: Tensor) -> tuple[Tensor, Tensor]:  # (n, P) -> (n, P), (n, 1)
+        centred = values - (values * self.weights).sum(-1, keepdim=True)
+        spread = (centred.square() * self.weights).sum(-1, keepdim=True).sqrt().clamp(min=FLAT)
+        return centred / spread, spread
+
+    def _solver(self, columns: list[Tensor], damping: list[float]) -> Tensor:  # (N, k, P)
+        """What takes a difference of patches to the change of parameters that explains it best."""
+        jacobian = torch.stack(columns, dim=-1)
+        weighted = jacobian * self.weights[:, None]
+        normal = jacobian.transpose(1, 2) @ weighted + torch.diag(jacobian.new_tensor(damping))
+        return torch.linalg.solve(normal, weighted.transpose(1, 2))
+
+
+def _grey_frames(
+    frames: Tensor,  # (T, 3, H, W)
+    size: tuple[int, int],
+    dtype: torch.dtype,
+) -> Tensor:  # (T, 1, h, w) 0 to 1
+    weights = torch.tensor(GREY, dtype=dtype, device=frames.device)[:, None, None]
+    resized = []
+    for chunk in frames.split(FRAMES_TOGETHER):
+        grey = (chunk.to(dtype) * weights).sum(1, keepdim=True)
+        grey = grey / 255 if frames.dtype == torch.uint8 else grey
+        resized.append(F.interpolate(grey, size, mode="bilinear", align_corners=False, antialias=True))
+    return torch.cat(resized)
