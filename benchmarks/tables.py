@@ -1,27 +1,45 @@
 """Puts the newest results into the documentation: `python -m benchmarks.tables`.
 
-Everything between `<!-- NAME -->` and `<!-- end -->` in docs/performance.md becomes the tables of results/NAME.json.
+Everything between `<!-- NAME -->` and `<!-- end -->` in docs/performance.md becomes the tables of results/NAME.json,
+and everything between `<!-- NAME DATA MODE -->` and `<!-- end -->` in docs/results.md that table of a file that
+`chrono-features eval` wrote.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+
+from chrono_features.evaluation.tables import result_tables
 
 from .harness import RESULTS, table
 
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 def main() -> None:
-    def render(marker: re.Match[str]) -> str:
-        results = json.loads((RESULTS / f"{marker[1]}.json").read_text())
-        about = f"{results['device']}, torch {results['versions']['torch'].split('+')[0]}, {results['date']}."
-        tables = "\n\n".join(f"{title}:\n\n{table(rows)}" for title, rows in results["tables"].items())
-        return f"<!-- {marker[1]} -->\n{about}\n\n{tables}\n<!-- end -->"
+    fill(DOCS / "performance.md", r"<!-- (\w+) -->\n.*?<!-- end -->", benchmark)
+    fill(DOCS / "results.md", r"<!-- (\w+) (\w+) (\w+) -->\n.*?<!-- end -->", evaluation)
 
-    PAGE.write_text(re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", render, PAGE.read_text(), flags=re.DOTALL))
+
+def fill(page: Path, pattern: str, render: Callable[[re.Match[str]], str]) -> None:
+    page.write_text(re.sub(pattern, render, page.read_text(), flags=re.DOTALL))
+
+
+def benchmark(marker: re.Match[str]) -> str:
+    results = json.loads((RESULTS / f"{marker[1]}.json").read_text())
+    about = f"{results['device']}, torch {results['versions']['torch'].split('+')[0]}, {results['date']}."
+    tables = "\n\n".join(f"{title}:\n\n{table(rows)}" for title, rows in results["tables"].items())
+    return f"<!-- {marker[1]} -->\n{about}\n\n{tables}\n<!-- end -->"
+
+
+def evaluation(marker: re.Match[str]) -> str:
+    results = json.loads((RESULTS / f"{marker[1]}.json").read_text())
+    found = next(t for t in result_tables(results) if (t.data, t.mode) == (marker[2], marker[3]))
+    rows = [dict(zip(found.titles, row, strict=True)) for row in found.rows]
+    return f"<!-- {marker[1]} {marker[2]} {marker[3]} -->\n{table(rows)}\n<!-- end -->"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from chrono_features.evaluation import heldout, warps
 from chrono_features.evaluation.data import LabelledVideo, Unusable
 from chrono_features.evaluation.heldout import HeldOut
 from chrono_features.evaluation.warps import FRAMES, PLANS, POINTS, Warps, homographies, project, render
-from chrono_features.training.data import SyntheticBatches
+from chrono_features.training.data import VALIDATION_SEED, SyntheticBatches
 from chrono_features.training.recipes import RECIPES
 from chrono_features.training.synthetic import load_textures, make_clip
 
@@ -383,8 +383,8 @@ def test_held_out_seeds_are_never_trained_on():
             for stage in stages:
                 data = SyntheticBatches(stage, None, seed, rank=world - 1, world=world)
                 first, last = data.first % 2**32, data.first % 2**32 + len(data) * data.per_step
-                assert first < last < heldout.FIRST_SEED
-    assert heldout.FIRST_SEED + heldout.CLIPS < 2**32
+                assert first < last < VALIDATION_SEED
+    assert VALIDATION_SEED < heldout.FIRST_SEED and heldout.FIRST_SEED + heldout.CLIPS < 2**32
 
 
 def test_held_out_textures(folder, tmp_path, monkeypatch):

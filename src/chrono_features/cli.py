@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -109,12 +110,19 @@ def track(
     every: Every = 1,
     max_frames: MaxFrames = None,
     max_frames_in_memory: InMemory = None,
+    refine: Annotated[bool, typer.Option("--refine", help="Align positions with the pixels.")] = False,
+    min_confidence: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Call visible what is at least so likely within 4 px (of 256).")
+    ] = None,
 ) -> None:
     """Track points through a video."""
     if out is None and render is None:
         out = Path("tracks.npz")
     selection = {"start": start, "end": end, "every": every, "max_frames": max_frames}
-    _track(video, queries, out, render, model, device, max_frames_in_memory, **selection)
+    improve: dict[str, Any] = {"refine": "photometric"} if refine else {}
+    if min_confidence is not None:
+        improve["confidence"] = True
+    _track(video, queries, out, render, model, device, max_frames_in_memory, improve, min_confidence, **selection)
 
 
 @app.command()
@@ -125,7 +133,7 @@ def demo(
 ) -> None:
     """Run `track` on the clip that comes with the package and draw the result."""
     with resources.as_file(resources.files(__package__) / "assets" / "bunny.mp4") as clip:
-        _track(clip, "grid:16", None, out, model, device)
+        _track(clip, "grid:16", None, out, model, device, improve={"refine": "photometric"})
 
 
 @app.command()
@@ -453,6 +461,8 @@ def _track(
     model: str,
     device: str,
     in_memory: int | None = None,
+    improve: dict[str, Any] | None = None,
+    min_confidence: float | None = None,
     **selection: int | None,
 ) -> None:
     from .checks import check_queries
@@ -470,7 +480,10 @@ def _track(
     network = _load(model, place)
     with _progress(f"tracking {points.shape[1]} points through {len(clip.frames)} frames"):
         frames = clip.frames[None] if in_memory else clip.frames[None].to(place)
-        tracks: Tracks = network.track(frames, points.float().to(place), **_chunked(in_memory))[0].to("cpu")
+        options = {**_chunked(in_memory), **(improve or {})}
+        tracks: Tracks = network.track(frames, points.float().to(place), **options)[0].to("cpu")
+    if min_confidence is not None and tracks.confidence is not None:
+        tracks = replace(tracks, visible=tracks.confidence >= min_confidence)
     if out is not None:
         tracks.save(out)
         _done(out, f"{points.shape[1]} points, {len(clip.frames)} frames")

@@ -64,19 +64,26 @@ def refine_photometric(
     """
     check_video(video)
     check_features(features)
-    height, width = video.shape[-2:]
-    queries = check_queries(queries, len(video), video.shape[1], (height, width)).to(tracks.xy.device)
+    batch, frames, _, height, width = video.shape
+    if features.shape[:2] != (batch, frames):
+        raise ValueError(
+            f"features of shape {tuple(features.shape)}; expected (B, T, C, h, w) with the video's B={batch}, T={frames}"
+        )
+    queries = check_queries(queries, batch, frames, (height, width)).to(tracks.xy.device)
+    if tracks.xy.shape != (batch, queries.shape[1], frames, 2):
+        raise ValueError(f"tracks.xy of shape {tuple(tracks.xy.shape)}; expected {(*queries.shape[:2], frames, 2)}")
     rows, columns = features.shape[-2:]
     size = (PIXELS_PER_CELL * rows, PIXELS_PER_CELL * columns)
     scale = torch.tensor([size[1] / width, size[0] / height], device=tracks.xy.device, dtype=tracks.xy.dtype)
     places, correlations = [], []
-    for b, clip in enumerate(video):
-        own = torch.cat([queries[b, :, :1], queries[b, :, 1:] * scale], dim=1).to(scale)
-        patches = _Patches(_grey_frames(clip.to(scale.device), size, scale.dtype), own)
-        follow = _Follower(features[b : b + 1], size, temperature, radius)
-        xy, correlation, moved = _refined(patches, follow, tracks.xy[b] * scale)
-        places.append(torch.where(moved[..., None], xy / scale, tracks.xy[b]))
-        correlations.append(correlation)
+    with torch.autocast(scale.device.type, enabled=False):  # which would round steps to half precision
+        for b, clip in enumerate(video):
+            own = torch.cat([queries[b, :, :1], queries[b, :, 1:] * scale], dim=1).to(scale)
+            patches = _Patches(_grey_frames(clip.to(scale.device), size, scale.dtype), own)
+            follow = _Follower(features[b : b + 1], size, temperature, radius)
+            xy, correlation, moved = _refined(patches, follow, tracks.xy[b] * scale)
+            places.append(torch.where(moved[..., None], xy / scale, tracks.xy[b]))
+            correlations.append(correlation.clamp(-1, 1))  # against rounding
     return replace(tracks, xy=torch.stack(places), correlation=torch.stack(correlations))
 
 

@@ -221,7 +221,7 @@ def _draw_tracks(video: Tensor, xy: np.ndarray, visible: np.ndarray, trail: int)
     colours = point_colours(xy[:, 0])
     radius = mark_radius(video.shape[2], video.shape[3])
     for t, frame in enumerate(video):
-        canvas = _Canvas(frame.cpu().permute(1, 2, 0).numpy())
+        canvas = Canvas(frame.cpu().permute(1, 2, 0).numpy())
         for track, seen, colour in zip(xy, visible, colours, strict=True):
             for k in range(max(t - trail, 0), t):
                 if seen[k] and seen[k + 1]:
@@ -236,7 +236,7 @@ def mark_radius(height: int, width: int) -> float:
     return max(1.5, 0.007 * (height * width) ** 0.5)
 
 
-class _Canvas:
+class Canvas:
     """A picture to draw on in its raster coordinates, with smooth edges; untouched pixels stay exactly as they are."""
 
     def __init__(self, picture: np.ndarray) -> None:
@@ -269,7 +269,7 @@ class _Canvas:
 def _circle(picture: np.ndarray, xy: Sequence[float]) -> np.ndarray:
     if not np.isfinite(xy).all():
         return picture
-    canvas, radius = _Canvas(picture), 2.5 * mark_radius(*picture.shape[:2])
+    canvas, radius = Canvas(picture), 2.5 * mark_radius(*picture.shape[:2])
     canvas.ring(xy, radius * 1.2, (0, 0, 0))
     canvas.ring(xy, radius, (255, 255, 255))
     return canvas.picture()

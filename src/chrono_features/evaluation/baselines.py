@@ -72,8 +72,9 @@ def _flow(
     import cv2
 
     start = np.ascontiguousarray(xy - 0.5)[:, None]  # OpenCV counts from pixel centres
-    end, status, _ = cv2.calcOpticalFlowPyrLK(before, after, start, None, **LK_OPTIONS)
-    back, _, _ = cv2.calcOpticalFlowPyrLK(after, before, end, None, **LK_OPTIONS)
+    flow: Any = cv2.calcOpticalFlowPyrLK
+    end, status, _ = flow(before, after, start, None, **LK_OPTIONS)
+    back, _, _ = flow(after, before, end, None, **LK_OPTIONS)
     sure = (status[:, 0] == 1) & (np.linalg.norm(back - start, axis=-1)[:, 0] <= LK_CYCLE_ERROR)
     return end[:, 0] + 0.5, sure
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +20,12 @@ from ..backbone import ChronoBackbone
 from ..pretrained import check_name
 from .contenders import Contender, baseline, from_model
 from .data import SIZE, Dataset, LabelledVideo
-from .published import published
 from .readers import KINDS, open_dataset
 from .report import write_report
 from .run import evaluate
-from .summary import ALL
+from .tables import result_tables
 
 DTYPES = ("float32", "bfloat16", "float16")
-TITLES = {
-    "average_pts_within_thresh": "<δavg",
-    "average_jaccard": "AJ",
-    "occlusion_accuracy": "OA",
-    **{f"pts_within_{t}": f"<{t} px" for t in (1, 2, 4, 8, 16)},
-    "pck_0.2": "PCK",
-    "balanced_accuracy": "bal. acc.",
-    "J&F": "J&F",
-    "J": "J",
-    "F": "F",
-    "mask_precision": "in mask",
-    "mask_recall": "recall",
-}
 
 
 def open_all(specs: Sequence[str], size: tuple[int, int] | None = SIZE) -> dict[str, Dataset]:
@@ -89,7 +76,7 @@ def contenders(
 
 
 def relaunched(devices: int | None, arguments: Sequence[str]) -> int | None:
-    """Starts the same command once per device through accelerate, and returns its exit code; None in those processes.
+    """Starts the same command once per device, and returns its exit code; None in those processes.
 
     Raises:
         ImportError: accelerate is missing.
@@ -103,8 +90,8 @@ def relaunched(devices: int | None, arguments: Sequence[str]) -> int | None:
         import accelerate  # noqa: F401
     except ImportError as error:
         raise ImportError("several devices need accelerate: pip install chrono-features[eval]") from error
-    cpu = [] if torch.cuda.is_available() else ["--cpu"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(devices), *cpu]
+    # Accelerate's own launcher starts one process where there are no GPUs, and heeds a configuration of the user's.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
     return subprocess.run([*launch, "-m", "chrono_features", *arguments]).returncode
 
 
@@ -180,28 +167,13 @@ def main(
 
 
 def print_tables(results: Mapping[str, Any]) -> None:
-    """A table per data set and mode: groups, the trackers of each side by side, in percent."""
+    """The tables of results, groups set apart by lines."""
     console = Console(width=None if sys.stdout.isatty() else 200)
-    for data, mode in dict.fromkeys((row["data"], row["mode"]) for row in results["summary"]):
-        rows = [row for row in results["summary"] if (row["data"], row["mode"]) == (data, mode)]
-        shown = [name for name in TITLES if any(name in row["metrics"] for row in rows)]
-        values = {row["tracker"]: published(row["tracker"].split(",")[0], data, mode) for row in rows}
-        titles = [*(TITLES[name] for name in shown), "95 %", *(["published"] if any(values.values()) else [])]
-        table = Table("", "", *titles, title=f"{data}, {mode}", box=box.SIMPLE_HEAD, title_justify="left")
-        for index, row in enumerate(rows):
-            is_new = not index or rows[index - 1]["group"] != row["group"]
-            is_last = index + 1 == len(rows) or rows[index + 1]["group"] != row["group"]
-            name = f"{row['group']} ({row['videos']})" if is_new else ""
-            cells = [_percent(row["metrics"].get(metric)) for metric in shown]
-            interval = " … ".join(_percent(end) for end in row["interval"]) if None not in row["interval"] else ""
-            paper = values[row["tracker"]] if row["group"] == ALL else None
-            beside = ["" if paper is None else f"{paper:.1f}"] if any(values.values()) else []
-            table.add_row(name, row["tracker"], *cells, interval, *beside, end_section=is_last)
+    for data, mode, titles, rows in result_tables(results):
+        table = Table(*titles, title=f"{data}, {mode}", box=box.SIMPLE_HEAD, title_justify="left")
+        for row, after in zip(rows, [*rows[1:], [""]], strict=True):
+            table.add_row(*row, end_section=bool(after[0]))
         console.print(table)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def _share() -> tuple[int, int, Callable[[], object]]:
@@ -210,7 +182,8 @@ def _share() -> tuple[int, int, Callable[[], object]]:
         return 0, 1, lambda: None
     from accelerate import PartialState
 
-    state = PartialState()
+    # On the CPU, for GPUs too: nothing is exchanged, and who is done waits for as long as the others take.
+    state = PartialState(cpu=True, timeout=timedelta(days=7))
     return state.process_index, state.num_processes, state.wait_for_everyone
 
 
@@ -233,8 +206,8 @@ def whats_left(results: Mapping[str, Any], data: Mapping[str, Dataset]) -> str:
     left = sum(max(0, totals[name] - measured[name] - len(results["data"][name]["skipped"])) for name in data)
     if left and videos:
         lines.append(
-            f"{videos} videos measured; the other {left} would take about {_duration(left * spent / videos)} on this "
-            "device, reading them apart"
+            f"{videos} videos measured; the other {left} would take about {_duration(left * spent / videos)} "
+            "of computing on this device"
         )
     return "\n".join(lines)
 

@@ -84,7 +84,15 @@ def from_model(
 
 def from_tracker(name: str, tracker: Tracker, **about: Any) -> Contender:
     """Any callable (video (1, T, 3, H, W) uint8, queries (1, N, 3)) -> `Tracks`."""
-    return Contender(name, lambda video, queries, _: tracker(video, queries), None, about)
+
+    def track(video: Tensor, queries: Tensor, _: Tensor | None) -> Tracks:
+        tracks = tracker(video, queries)
+        expected = (*queries.shape[:2], video.shape[1], 2)
+        if tuple(tracks.xy.shape) != expected:
+            raise ValueError(f"{name} returned xy of shape {tuple(tracks.xy.shape)}; expected {expected}")
+        return tracks
+
+    return Contender(name, track, None, about)
 
 
 def baseline(name: str, grid: tuple[int, int] = (64, 64), device: torch.device | str = "cpu") -> Contender:
@@ -98,7 +106,7 @@ def baseline(name: str, grid: tuple[int, int] = (64, 64), device: torch.device |
 
     Raises:
         ValueError: There is no such baseline.
-        ImportError: There is no such module, or it lacks something.
+        ImportError: The module of a tracker of your own lacks something.
     """
     if name == "static":
         return from_tracker(name, static)
@@ -124,7 +132,8 @@ def weights_hash(module: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data if value.numel() else b"")
+        flat = value.detach().cpu().flatten().contiguous()  # a single number has no dimension to view as bytes
+        digest.update(flat.view(torch.uint8).numpy().data if value.numel() else b"")
     return digest.hexdigest()
 
 
@@ -141,7 +150,12 @@ def _from_features(name: str, features: Any, **about: Any) -> Contender:
 
 
 def _imported(module: str, function: str) -> Tracker:
-    found = importlib.import_module(module)
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and lacks something
+        raise ValueError(f"baseline={module}:{function}: no module {error.name}; expected one on PYTHONPATH") from error
     for part in function.split("."):
         if not hasattr(found, part):
             raise ValueError(f"baseline={module}:{function}; {module} has no {function}")

@@ -9,13 +9,12 @@ from functools import cached_property, partial
 import numpy as np
 from torch import Tensor
 
+from ..training.data import VALIDATION_SEED
 from ..training.synthetic import load_textures, make_clip
 from .data import SIZE, Entry, LabelledVideo
 from .warps import photographs
 
-# A generator keeps the low 32 bits of its seed. In these, every run of training starts at a multiple of 2**26, so that
-# the last of them are out of its reach.
-FIRST_SEED = 2**32 - 2**20
+FIRST_SEED = VALIDATION_SEED + 1000  # those before are for validation during training
 CLIPS = 24
 FRAMES = 24
 POINTS = 128

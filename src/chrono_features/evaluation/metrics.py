@@ -68,8 +68,8 @@ def joint_extent(
     known: NDArray[Any],  # (N, T) bool
 ) -> NDArray[np.float64]:
     """The longer side of the box around each frame's known joints, (T,); 0 without any."""
-    low = np.where(known[..., None], true_xy, np.inf).min(0)
-    high = np.where(known[..., None], true_xy, -np.inf).max(0)
+    low = np.where(known[..., None], true_xy, np.inf).min(0, initial=np.inf)
+    high = np.where(known[..., None], true_xy, -np.inf).max(0, initial=-np.inf)
     return np.maximum(high - low, 0).max(-1)
 
 

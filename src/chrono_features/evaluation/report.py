@@ -14,7 +14,7 @@ import numpy as np
 
 from ..files import write_beside
 from ..video import video_extra, write_video
-from ..viz import _Canvas
+from ..viz import Canvas
 from .charts import (
     STYLE,
     Markup,
@@ -348,7 +348,7 @@ def draw_clip(video: LabelledVideo, track: Mapping[str, Any], frames: Iterable[i
     known = video.valid[track["track"]] & ~video.occluded[track["track"]]
     for t in frames:
         picture = image.fromarray(video.frames[t].permute(1, 2, 0).numpy()).resize(size, image.Resampling.BICUBIC)
-        canvas = _Canvas(np.asarray(image.blend(picture, grey, FADED)))
+        canvas = Canvas(np.asarray(image.blend(picture, grey, FADED)))
         true_xy = truth[t].tolist() if known[t] else None
         found_xy = found[t].tolist() if np.isfinite(found[t]).all() else None
         _draw_marks(canvas, true_xy, found_xy, bool(track["visible"][t]))
@@ -357,7 +357,7 @@ def draw_clip(video: LabelledVideo, track: Mapping[str, Any], frames: Iterable[i
         yield canvas.picture()
 
 
-def _draw_marks(canvas: _Canvas, truth: list[float] | None, found: list[float] | None, visible: bool) -> None:
+def _draw_marks(canvas: Canvas, truth: list[float] | None, found: list[float] | None, visible: bool) -> None:
     if truth and found:
         canvas.line(truth, found, 1.5, WHITE)
     if found:

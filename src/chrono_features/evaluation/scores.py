@@ -52,7 +52,7 @@ def track_records(
             "points": len(drawn),
             "seconds": {"features": feature_seconds, "tracking": seconds},
             "metrics": plain(metrics),
-            "track_delta": [plain(round(delta, 4)) for delta in deltas],
+            "track_delta": plain(deltas.round(4).tolist()),
             "worst": _worst(deltas, drawn, of_track, tracks[0].to("cpu")),
             **({"reliability": bins} if bins else {}),
         }
@@ -102,10 +102,12 @@ def called_visible(tracks: Tracks) -> NDArray[np.bool_]:
 
 
 def plain(value: Any) -> Any:
-    """Numbers as JSON has them: NaN becomes None."""
+    """Numbers as JSON has them: what is not finite becomes None."""
     if isinstance(value, dict):
         return {key: plain(v) for key, v in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _features(contender: Contender, clip: Tensor) -> tuple[Tensor | None, float]:
@@ -151,7 +153,7 @@ def _worst(
             "track": int(of_track[i]),
             "delta": round(float(deltas[i]), 4),
             "query": queries[i].round(2).tolist(),
-            "xy": tracks.xy[i].double().numpy().round(1).tolist(),
+            "xy": plain(tracks.xy[i].double().numpy().round(1).tolist()),
             "visible": called_visible(tracks)[i].astype(int).tolist(),
         }
         for i in order

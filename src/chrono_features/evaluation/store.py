@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 from collections.abc import Iterable
@@ -87,7 +88,7 @@ class Store:
         self.records[tuple(record[name] for name in _KEY)] = record
 
     def _parts(self) -> list[Path]:
-        return sorted(self.path.absolute().parent.glob(f".{self.path.name}.part*"))
+        return sorted(self.path.absolute().parent.glob(f".{glob.escape(self.path.name)}.part*"))
 
     def _write(self, line: str) -> None:
         with open(self.part, "a") as file:
@@ -119,11 +120,12 @@ class Store:
         """Takes over the data sets and trackers of earlier runs, if all that both know is the same."""
         for section in ("about", "protocol"):
             _check_same(section, self.header[section], saved.get(section, {}), source, whole=True)
-        for section, ignored in (("data", {"total", "skipped"}), ("trackers", set())):
+        for section, ignored in (("data", {"total", "skipped", "path"}), ("trackers", set())):
             known = {k: _without(v, ignored) for k, v in saved.get(section, {}).items()}
             mine = self.header[section]
             _check_same(section, {k: _without(v, ignored) for k, v in mine.items()}, known, source, whole=False)
-            self.header = {**self.header, section: {**saved.get(section, {}), **mine}}
+            first = {} if source == self.path else mine  # the file's order stays, that of parts need not
+            self.header = {**self.header, section: {**first, **saved.get(section, {}), **mine}}
 
 
 def _check_same(section: str, mine: dict[str, Any], saved: dict[str, Any], source: Path, whole: bool) -> None:
