@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from chrono_features import ChronoBackbone, ChronoConfig, grid_queries, soft_argmax_track
+from chrono_features import ChronoBackbone, ChronoConfig, grid_queries, propagate_labels, soft_argmax_track
 from chrono_features.ops.temporal_attention import plain_temporal_attention, temporal_attention
 from chrono_features.training.data import SyntheticBatches
 from chrono_features.training.loop import Trainee
 from chrono_features.training.recipes import TINY
 from chrono_features.training.synthetic import make_clip
 
-from . import adapters, end_to_end, harness, long_video, matching, roofline
+from . import adapters, end_to_end, harness, long_video, matching, refinement, roofline
 
 WINS = 0.97  # of the other's time: less is noise
 TOLERANCE = {"float32": 1e-4, "tf32": 5e-3, "float16": 1e-2, "bfloat16": 5e-2}
@@ -125,6 +125,25 @@ def check_matching(device: str) -> list[harness.Row]:
     return [*rows, _checked("matching, features on the host", offloaded, results[0][0], "float32")]
 
 
+@torch.no_grad()
+def check_tracks(device: str) -> list[harness.Row]:
+    """Refined positions, correlations and confidences, and labels carried through a clip: of the same features."""
+    clip = make_clip(5, frames=6, size=(128, 128))
+    model = ChronoBackbone.from_pretrained("chrono-tiny")
+    video, queries = clip.video[None], grid_queries(8, (128, 128), t=2)
+    features = model(video)
+    masks = (torch.arange(128) < 64).float().expand(1, 1, 128, 128)
+    found = []
+    for place in ("cpu", device):
+        model = model.to(place)
+        options = {"features": features.to(place), "refine": "photometric", "confidence": True}
+        tracks = model.track(video.to(place), queries.to(place), **options)
+        labels = propagate_labels(features.to(place), masks.to(place))
+        found.append((tracks.xy, tracks.correlation, tracks.confidence, labels))
+    names = ("refined positions", "correlations", "confidences", "propagated labels")
+    return [_checked(what, ours, cpu, "tf32") for what, cpu, ours in zip(names, *found, strict=True)]
+
+
 def check_clips(device: str) -> list[harness.Row]:
     rows = []
     for scene in ("raycast", "layers"):
@@ -222,7 +241,13 @@ def main() -> None:
     start = time.perf_counter()
 
     bad = []
-    checks = {"kernel": check_kernel, "matching": check_matching, "clips": check_clips, "features": check_features}
+    checks = {
+        "kernel": check_kernel,
+        "matching": check_matching,
+        "tracks": check_tracks,
+        "clips": check_clips,
+        "features": check_features,
+    }
     for name, check in checks.items():
         try:
             rows = check(device)
@@ -250,6 +275,7 @@ def main() -> None:
             [(16, 4)] if small else [(256, 24), (1024, 24)],
         ),
         "end_to_end": lambda: end_to_end.measure(device, repeats, *sizes[0], counts, dtype),
+        "refinement": lambda: refinement.measure(device, repeats, [4] if small else [16], 4 if small else 48),
         "roofline": lambda: roofline.measure(device, repeats, "small", *sizes[0], dtype),
         "long_video": lambda: long_video.measure(device, [20, 40] if small else [100, 500, 2000], 8 if small else 64),
         "chrono_tiny": lambda: {"chrono-tiny": tiny_speeds(device, repeats)},

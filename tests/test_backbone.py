@@ -494,6 +494,88 @@ def test_track_of_no_queries(small_model, clip):
     assert tracks.xy.shape == (2, 0, 3, 2) and tracks.visible.shape == (2, 0, 3) and tracks.logits.shape == (2, 0, 3, 2)
 
 
+@pytest.fixture
+def judging_model(small_model):
+    """A model whose confidence is calibrated somehow, and how often it has worked."""
+    weights = {"confidence": (0.1, 1.0, 2.0, -0.5, -0.2), "refined_confidence": (-0.3, 1.0, 2.0, -0.5, -0.2, 0.7)}
+    model, count = small_model(temperature=7.0, radius=2.0, **weights), []
+    model.vit.patch_embed.register_forward_hook(lambda *args: count.append(1))
+    return model, count
+
+
+TRACKING = pytest.mark.parametrize("options", [{}, {"refine": "photometric"}, {"confidence": True}], ids=str)
+
+
+@TRACKING
+def test_track_with_features_that_are_there(judging_model, clip, options):
+    model, count = judging_model
+    video, queries = clip(2, 4, 40, 60), grid_queries(3, (40, 60), t=2)
+    expected = model.track(video, queries, **options)
+    features = model(video)
+    count.clear()
+    tracks = model.track(video, queries, features=features, **options)
+    assert not count
+    for name, value in vars(expected).items():
+        found = getattr(tracks, name)
+        assert found is None if value is None else torch.equal(found, value), name
+    other = model.track(video, queries, features=features.flip(1), **options)
+    assert count == [] and not torch.equal(other.xy, tracks.xy)
+
+
+def test_track_refines_when_asked(judging_model, clip):
+    from chrono_features.refine import refine_photometric
+
+    model, _ = judging_model
+    video, queries = clip(2, 4, 40, 60), grid_queries(3, (40, 60), t=2)
+    video[:, 1:] = video[:, :1]
+    raw = model.track(video, queries)
+    assert raw.correlation is None and raw.confidence is None
+    tracks = model.track(video, queries, refine="photometric")
+    with torch.no_grad():
+        expected = refine_photometric(video, model(video), queries, raw, temperature=7.0, radius=2.0)
+    assert torch.equal(tracks.xy, expected.xy) and torch.equal(tracks.correlation, expected.correlation)
+    assert tracks.confidence is None and torch.equal(tracks.visible, raw.visible)
+    assert not torch.equal(tracks.xy, raw.xy) and torch.equal(tracks.similarity, raw.similarity)
+
+
+@pytest.mark.parametrize("refine", [None, "photometric"])
+def test_track_tells_its_confidence_when_asked(judging_model, clip, refine):
+    from chrono_features.confidence import probability, track_signals
+
+    model, _ = judging_model
+    video, queries = clip(2, 4, 40, 60), grid_queries(3, (40, 60), t=2)
+    plain = model.track(video, queries, refine=refine)
+    tracks = model.track(video, queries, refine=refine, confidence=True)
+    weights = model.config.refined_confidence if refine else model.config.confidence
+    with torch.no_grad():
+        signals = track_signals(model(video), queries, plain, (40, 60), temperature=7.0, radius=2.0)
+    torch.testing.assert_close(tracks.confidence, probability(signals, weights))
+    assert torch.equal(tracks.visible, tracks.confidence >= 0.3)
+    for name in ("xy", "similarity", "logits"):
+        assert torch.equal(getattr(tracks, name), getattr(plain, name)), name
+
+
+def test_temperature_and_radius_reach_refinement_and_confidence(judging_model, clip):
+    model, _ = judging_model
+    video, queries = clip(1, 4, 40, 60), grid_queries(3, (40, 60), t=2)
+    asked = {"refine": "photometric", "confidence": True, "temperature": 3.0, "radius": 4.0}
+    tracks = model.track(video, queries, **asked)
+    model.config = model.config.replace(temperature=3.0, radius=4.0)
+    expected = model.track(video, queries, refine="photometric", confidence=True)
+    assert torch.equal(tracks.xy, expected.xy) and torch.equal(tracks.confidence, expected.confidence)
+
+
+@TRACKING
+def test_track_in_pieces_gives_the_same(judging_model, clip, options):
+    model, _ = judging_model
+    video, queries = clip(1, 6, 40, 60), grid_queries(3, (40, 60), t=2)
+    expected = model.track(video, queries, **options)
+    tracks = model.track(video, queries, max_frames_in_memory=2, offload="cpu", **options)
+    torch.testing.assert_close(tracks.xy, expected.xy, rtol=0, atol=1e-2)
+    if expected.confidence is not None:
+        torch.testing.assert_close(tracks.confidence, expected.confidence, rtol=0, atol=1e-3)
+
+
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -558,3 +640,17 @@ def test_bad_grids(idle_model, clip, grid):
 def test_bad_queries_are_refused_before_any_work(idle_model, clip, query):
     with pytest.raises(ValueError, match=r"queries\[0, 0\]"):
         idle_model.track(clip(), torch.tensor([[query]]))
+
+
+@pytest.mark.parametrize("refine", ["other", True, ""])
+def test_refinements_that_there_are_not(idle_model, clip, refine):
+    with pytest.raises(ValueError, match=rf"refine={refine!r}; expected None or 'photometric'"):
+        idle_model.track(clip(), torch.zeros(1, 1, 3), refine=refine)
+
+
+@pytest.mark.parametrize(("refine", "field"), [(None, "confidence"), ("photometric", "refined_confidence")])
+def test_confidence_of_a_model_that_was_not_calibrated(idle_model, clip, refine, field):
+    other = {"confidence": (0.0,) * 5, "refined_confidence": (0.0,) * 6, field: None}
+    idle_model.config = idle_model.config.replace(**other)
+    with pytest.raises(ValueError, match=rf"confidence=True for a model whose {field} is None; expected"):
+        idle_model.track(clip(), torch.zeros(1, 1, 3), refine=refine, confidence=True)

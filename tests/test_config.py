@@ -14,6 +14,14 @@ def test_round_trip_through_json_keeps_every_field(small_config):
         assert type(getattr(again, field.name)) is type(getattr(config, field.name)), field.name
 
 
+def test_weights_of_the_confidence_round_trip(small_config):
+    config = small_config(confidence=[1, -2.5, 0.0, 3, 4], refined_confidence=(0.5, 1, 2, 3, 4, -5))
+    assert config.confidence == (1, -2.5, 0.0, 3, 4) and config.refined_confidence == (0.5, 1, 2, 3, 4, -5)
+    assert ChronoConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    old = {name: v for name, v in config.to_dict().items() if "confidence" not in name}
+    assert ChronoConfig.from_dict(old) == config.replace(confidence=None, refined_confidence=None)
+
+
 def test_replace_changes_only_what_it_is_told(small_config):
     config = small_config()
     changed = config.replace(grid=(4, 6))
@@ -106,6 +114,15 @@ def test_unknown_keys_are_named():
         ("temperature", "20"),
         ("radius", -1.0),
         ("radius", float("inf")),
+        ("confidence", (1.0, 2.0, 3.0, 4.0)),
+        ("confidence", (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)),
+        ("confidence", (1.0, 2.0, 3.0, 4.0, float("nan"))),
+        ("confidence", ("1", 2.0, 3.0, 4.0, 5.0)),
+        ("confidence", (True, 2.0, 3.0, 4.0, 5.0)),
+        ("confidence", 0.5),
+        ("refined_confidence", (1.0, 2.0, 3.0, 4.0, 5.0)),
+        ("refined_confidence", (1.0, 2.0, 3.0, 4.0, 5.0, float("inf"))),
+        ("refined_confidence", {}),
     ],
 )
 def test_values_out_of_range_name_the_field(field, value):

@@ -18,7 +18,7 @@ from chrono_features.evaluation.data import Entry, LabelledVideo, MaskedVideo, U
 from chrono_features.evaluation.masks import mask_consistency, mask_queries, propagation_metrics
 from chrono_features.evaluation.metrics import bootstrap_interval
 from chrono_features.evaluation.run import evaluate
-from chrono_features.evaluation.scores import plain, track_records
+from chrono_features.evaluation.scores import Clip, plain, track_records
 from chrono_features.evaluation.store import Store
 from chrono_features.evaluation.summary import ALL, pooled_reliability, summarise
 from chrono_features.evaluation.tapvid import MODES, THRESHOLDS
@@ -180,6 +180,18 @@ def test_a_line_that_was_broken_off_is_measured_again(tmp_path, whole, cut) -> N
             results = evaluate([tracker.contender], {"d": five()}, out, modes=MODES)
     assert tracker.calls == 10 - 4 - 2
     assert untimed(results) == untimed(whole)
+
+
+def test_what_follows_a_broken_line_is_read(tmp_path) -> None:
+    """A run that adds a tracker after such a line, and is interrupted itself: its tracker is known to the next one."""
+    out = tmp_path / "r.json"
+    for cut, names in ((2, "a"), (0, "ab")):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate([Counting(n, KeyboardInterrupt()).contender for n in names], {"d": five()}, out)
+        (part,) = tmp_path.iterdir()
+        part.write_bytes(part.read_bytes()[: -cut or None])
+    results = evaluate([Counting("a").contender], {"d": five()}, out)
+    assert list(results["trackers"]) == ["a", "b"] and {r["tracker"] for r in results["summary"]} == {"a", "b"}
 
 
 KILLED = """
@@ -415,13 +427,14 @@ def test_a_failed_write_leaves_file_and_parts(tmp_path, monkeypatch) -> None:
 
 
 def one(contender: Contender, video: LabelledVideo, mode: str = "first") -> dict[str, Any]:
-    (record,) = track_records(contender, video, [mode], "cpu")
+    (record,) = track_records(contender, video, [mode], Clip(video.frames, "cpu"))
     return record
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_perfect_tracker_scores_one_in_everything(mode) -> None:
     video = labelled(group="articulated/dogs")
+    video.occluded[1:, 3] = True  # a frame with a single joint
     metrics = one(oracle(video), video, mode)["metrics"]
     assert metrics.keys() > {"pck_0.2", "balanced_accuracy", "average_precision", "average_jaccard"}
     assert set(metrics.values()) == {1.0}
@@ -487,6 +500,35 @@ def test_features_are_computed_once_for_both_modes(tmp_path) -> None:
     assert all(len(s) == 1 and min(s) > 0 for s in seconds.values())  # the same time in both records
 
 
+def test_contenders_with_the_same_features_share_them(tmp_path) -> None:
+    """And what masks say about them; others have their own, and those without features get none."""
+    seen, given = [], []
+
+    def features(kind: str):
+        def compute(clip):
+            seen.append(kind)
+            return torch.ones(1, clip.shape[1], 2, 4, 4)
+
+        return compute
+
+    def contender(name: str, compute=None) -> Contender:
+        def track(clip, queries, found):
+            given.append(found is not None)
+            return Counting()(clip, queries)
+
+        return Contender(name, track, compute)
+
+    a, b = features("a"), features("b")
+    measured = [contender("a1", a), contender("a2", a), contender("none"), contender("a3", a), contender("b", b)]
+    data = {"d": five(), "masks": Videos({"m": masked()}, kind="masks")}
+    results = evaluate(measured, data, tmp_path / "r.json", limit=1)
+    assert seen == ["a", "b"] * 2 and given == [True, True, False, True, True] * 2
+    seconds = {(r["data"], r["tracker"]): r["seconds"]["features"] for r in results["records"]}
+    assert seconds["d", "none"] == 0 and seconds["d", "a1"] == seconds["d", "a3"] > 0
+    for record in results["records"]:
+        assert ("J&F" in record["metrics"]) == (record["data"] == "masks" and record["tracker"] != "none")
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_worst_tracks_are_numbered_as_in_the_video(mode) -> None:
     """The last track is lost. In the mode strided, queries and tracks have different numbers."""
@@ -527,7 +569,7 @@ def test_reliability() -> None:
     (low, near_low, n_low), (high, near_high, n_high) = record["reliability"]
     assert (n_low, n_high) == (FRAMES - 1, 3 * (FRAMES - 1))
     assert (low, high) == pytest.approx((0.15, 0.75)) and (near_low, near_high) == pytest.approx((1, 1 / 3))
-    assert record["metrics"]["confidence_average_precision"] == pytest.approx(0.5)  # of the four tracks two are right
+    assert record["metrics"]["confidence_average_precision"] == pytest.approx(0.5 / 3 + 0.5 / 2)  # precision by recall
     far = one(oracle(video, shift=4.1, confidence=confidence), video)
     assert [seen for _, seen, _ in far["reliability"]] == [0, 0]
 
@@ -631,9 +673,8 @@ def test_summary() -> None:
     records += [record("early", v, groups[v], 1.0, seconds={"tracking": 0.0, "features": 0.0}) for v in values]
     rows = summarise(records, ["early", "late"])
     shown = [(r["group"], r["tracker"], r["videos"]) for r in rows]
-    assert shown == [("a", "early", 1), ("a", "late", 1), ("z", "early", 3), ("z", "late", 3)] + [
-        (ALL, "early", 4),
-        (ALL, "late", 4),
+    assert shown == [
+        (group, tracker, n) for group, n in (("a", 1), ("z", 3), (ALL, 4)) for tracker in ("early", "late")
     ]
     assert [r["tracker"] for r in summarise(records, ["late", "early"])][:2] == ["late", "early"]
     means = {(r["group"], r["tracker"]): r["metrics"]["average_pts_within_thresh"] for r in rows}
@@ -647,11 +688,18 @@ def test_summary() -> None:
 
 def test_summary_keeps_data_and_modes_apart() -> None:
     masks = {"mode": "masks", "metrics": {"J&F": 0.5, "J": 0.4}}
-    records = [record("t", "v", "g", 0.1), record("t", "v", "g", 0.3, mode="strided"), record("t", "v", "g", 0, **masks)]
+    records = [
+        record("t", "v", "g", 0.1),
+        record("t", "v", "g", 0.3, mode="strided"),
+        record("t", "v", "g", 0, **masks),
+    ]
     records += [record("t", "w", "g", 0, **{**masks, "metrics": {"J&F": 0.7, "J": 0.4}})]
     records += [record("t", "v", "g", 0.9, data="e")]
     rows = {(r["data"], r["mode"]): r for r in summarise(records, ["t"]) if r["group"] == ALL}
-    assert [rows[k]["metrics"].get("average_pts_within_thresh") for k in (("d", "first"), ("d", "strided"))] == [0.1, 0.3]
+    assert [rows[k]["metrics"].get("average_pts_within_thresh") for k in (("d", "first"), ("d", "strided"))] == [
+        0.1,
+        0.3,
+    ]
     assert rows["e", "first"]["metrics"]["average_pts_within_thresh"] == 0.9
     assert rows["d", "masks"]["interval"] == pytest.approx(bootstrap_interval([0.5, 0.7]))
 

@@ -8,8 +8,18 @@ from pathlib import Path
 import torch
 
 import chrono_features
-from chrono_features import ChronoBackbone, ChronoConfig, Tracks, grid_queries, soft_argmax_track
+from chrono_features import (
+    ChronoBackbone,
+    ChronoConfig,
+    Tracks,
+    VisibilityHead,
+    grid_queries,
+    propagate_labels,
+    soft_argmax_track,
+)
+from chrono_features.confidence import track_signals
 from chrono_features.pretrained import NAMES, load_authors_checkpoint
+from chrono_features.refine import refine_photometric
 
 
 def names(function):
@@ -24,6 +34,7 @@ def test_public_names():
         "Tracks",
         "VisibilityHead",
         "grid_queries",
+        "propagate_labels",
         "soft_argmax_track",
     }
     assert set(chrono_features.__all__) == expected
@@ -56,7 +67,17 @@ def test_signatures():
     assert names(ChronoBackbone.__init__)[1:] == ["config", "pretrained_vit", "backend"]
     assert names(ChronoBackbone.forward)[1:] == ["video", "grid", "max_frames_in_memory", "offload"]
     assert names(load_authors_checkpoint) == ["path", "num_heads", "grid"]
-    assert [f.name for f in dataclasses.fields(Tracks)] == ["xy", "similarity", "visible", "logits"]
+    options = ["features", "refine", "confidence", "max_frames_in_memory", "offload", "options"]
+    assert names(ChronoBackbone.track)[1:] == ["video", "queries", "grid", *options]
+    assert names(refine_photometric) == ["video", "features", "queries", "tracks", "temperature", "radius"]
+    assert names(track_signals) == ["features", "queries", "tracks", "image_size", "temperature", "radius"]
+    expected = ["xy", "similarity", "visible", "logits", "correlation", "confidence"]
+    assert [f.name for f in dataclasses.fields(Tracks)] == expected
+
+
+def test_where_names_live():
+    homes = {grid_queries: "queries", VisibilityHead: "visibility", propagate_labels: "labels", Tracks: "tracks"}
+    assert {value: value.__module__ for value in homes} == {v: f"chrono_features.{n}" for v, n in homes.items()}
 
 
 def test_defaults_of_the_configuration():
@@ -82,6 +103,8 @@ def test_defaults_of_the_configuration():
         "freeze_vit": True,
         "temperature": 20.0,
         "radius": 5.0,
+        "confidence": None,
+        "refined_confidence": None,
     }
 
 

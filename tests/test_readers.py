@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chrono_features.evaluation import readers
-from chrono_features.evaluation.data import LabelledVideo, MaskedVideo, Unusable
+from chrono_features.evaluation import pickled
+from chrono_features.evaluation.data import SIZE, LabelledVideo, MaskedVideo, Unusable
 from chrono_features.evaluation.readers import open_dataset
 from chrono_features.evaluation.unpickling import load_arrays
 from chrono_features.video import write_video
@@ -76,7 +76,7 @@ def test_davis_exactly(tmp_path: Path, protocol: int) -> None:
 
 
 def test_size(tmp_path: Path) -> None:
-    assert load_one(tmp_path, size=readers.SIZE).frames.shape == (4, 3, 256, 256)
+    assert load_one(tmp_path, size=SIZE).frames.shape == (4, 3, 256, 256)
     native = load_one(tmp_path, size=None)
     np.testing.assert_array_equal(native.frames.numpy(), pictures().transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(native.xy, item()["points"].astype(np.float64) * [20, 12])
@@ -317,7 +317,7 @@ def test_one_shard_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         alive.extend(weakref.ref(video["video"]) for video in contents)
         return contents
 
-    monkeypatch.setattr(readers, "load_arrays", load)
+    monkeypatch.setattr(pickled, "load_arrays", load)
     dataset = open_dataset("kinetics", str(tmp_path), (8, 10))
     entries = iter(dataset)
     assert opened == []

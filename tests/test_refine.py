@@ -20,30 +20,33 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def texture(places, seed=0, shortest=9.0):
+def texture(xy, seed=0, shortest=9.0):
     """Colours (..., 3) at places (..., 2): plane waves, the shortest some pixels long, alike nowhere near."""
     draws = generator(seed)
     angles = 2 * math.pi * torch.rand(2, 3, 20, generator=draws, dtype=torch.float64)
     lengths = shortest * 8 ** torch.rand(3, 20, generator=draws, dtype=torch.float64)
     waves = 2 * math.pi / lengths * torch.stack([angles[0].cos(), angles[0].sin()])  # (2, 3, 20)
-    phases = torch.einsum("...p,pck->...ck", places.double(), waves) + angles[1]
+    phases = torch.einsum("...p,pck->...ck", xy.double(), waves) + angles[1]
     return 0.5 + 0.09 * phases.sin().sum(-1).clamp(-5, 5)
+
+
+def places(warps, size, step=1):
+    """Which places (T, H, W, 2) of the texture are seen at the middle of every step x step pixels."""
+    y, x = (step * (torch.arange(side // step, dtype=torch.float64) + 0.5) for side in size)
+    pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+    return torch.einsum("tij,thwj->thwi", torch.linalg.inv(warps[:, :, :2]), pixels - warps[:, None, None, :, 2])
 
 
 def film(warps, size=(SIDE, SIDE), **options):
     """Frames (T, 3, H, W) of the texture under each warp (2, 3) from its places to pixels."""
-    y, x = (torch.arange(side, dtype=torch.float64) + 0.5 for side in size)
-    pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-    back = torch.linalg.inv(warps[:, :, :2])
-    places = torch.einsum("tij,thwj->thwi", back, pixels - warps[:, None, None, :, 2])
-    return texture(places, **options).permute(0, 3, 1, 2).float()
+    return texture(places(warps, size), **options).permute(0, 3, 1, 2).float()
 
 
 def truth(warps, queries):
     """(1, N, T, 2): where warps take what the queries show."""
     t, xy = queries[0, :, 0].long(), queries[0, :, 1:].double()
-    places = torch.einsum("nij,nj->ni", torch.linalg.inv(warps[t, :, :2]), xy - warps[t, :, 2])
-    return (torch.einsum("tij,nj->nti", warps[:, :, :2], places) + warps[:, :, 2])[None]
+    shown = torch.einsum("nij,nj->ni", torch.linalg.inv(warps[t, :, :2]), xy - warps[t, :, 2])
+    return (torch.einsum("tij,nj->nti", warps[:, :, :2], shown) + warps[:, :, 2])[None]
 
 
 def shifts(frames=FRAMES, step=(1.37, -0.81)):
@@ -71,14 +74,11 @@ def noise_features(batch=1, frames=FRAMES, grid=GRID, seed=2, dtype=torch.float3
     return F.normalize(torch.randn(batch, frames, 8, *grid, generator=generator(seed)), dim=2).to(dtype)
 
 
-def place_features(warps, grid=GRID):
-    """Features that know which place of the texture they show, whatever covers it."""
-    y, x = (4 * torch.arange(cells, dtype=torch.float64) + 2 for cells in grid)
-    pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-    places = torch.einsum("tij,thwj->tchw".replace("c", "i"), torch.linalg.inv(warps[:, :, :2]), pixels - warps[:, None, None, :, 2])
+def place_features(warps):
+    """Features that know which place of the texture they show, whatever is in front of it."""
     waves = torch.randn(64, 2, generator=generator(6), dtype=torch.float64) / 12
-    phases = torch.einsum("ci,tihw->tchw", waves, places) + torch.arange(64)[:, None, None]
-    return F.normalize(phases.sin(), dim=1).float()[None]
+    phases = places(warps, (SIDE, SIDE), step=4) @ waves.T + torch.arange(64)
+    return F.normalize(phases.sin(), dim=-1).permute(0, 3, 1, 2).float()[None]
 
 
 def off_by(xy, queries, most=1.4, seed=3, dtype=torch.float32):
@@ -118,10 +118,14 @@ def test_finds_moves_by_fractions_of_a_pixel(moving):
     assert found.similarity is tracks.similarity and found.visible is None and found.confidence is None
 
 
-@pytest.mark.parametrize(("angle", "zoom", "start"), [(0.1, 1.0, 0), (-0.1, 1.0, 12), (0.0, 1.035, 0), (0.07, 0.97, 23)])
-def test_follows_what_turns_and_grows(angle, zoom, start):
-    """Features of raw pixels do not know what they see once it is turned or larger."""
+@pytest.mark.parametrize(
+    ("angle", "zoom", "start", "shake"),
+    [(0.1, 1.0, 0, 0), (-0.1, 1.0, 12, 0), (0.0, 1.035, 0, 0), (0.07, 0.97, 23, 0), (0.1, 1.0, 0, 12)],
+)
+def test_follows_what_turns_and_grows(angle, zoom, start, shake):
+    """Features of raw pixels do not know what they see once it is turned or larger; from frame to frame, they do."""
     warps = spins(24, angle, zoom)
+    warps[::2, 0, 2] += shake
     draws = generator(4)
     around = 2 * math.pi * torch.rand(10, generator=draws)
     xy = SIDE / 2 + (6 + 18 * torch.rand(10, generator=draws))[:, None] * torch.stack([around.cos(), around.sin()], 1)
@@ -158,7 +162,6 @@ def test_what_passes_in_front_does_not_drag_a_point_away(pattern):
         video[0, t][:, here] = shown[here].float()
     tracks = off_by(xy, queries)
     found = refine_photometric(video, place_features(warps), queries, tracks)
-    print(misses(found, xy), misses(tracks,xy), found.correlation)
     assert torch.equal(found.xy[:, :, 4], tracks.xy[:, :, 4]) and (found.correlation[:, :, 4] < 0.5).all()
     assert misses(found, xy).max() < 5
     assert misses(found, xy)[..., [0, 1, 2, 7, 8, 9]].max() < 0.1
@@ -200,6 +203,32 @@ def test_estimates_that_are_refused_stay_to_the_bit():
     refused = found.correlation < 0.5
     assert 0.3 < refused.float().mean() < 0.7
     assert torch.equal(found.xy[refused], tracks.xy[refused])
+
+
+def grey_patches(xy, **options):
+    """(N, 225) grey values around points of the texture, weighted mean 0 and square 1, and the weights."""
+    side = torch.arange(-7, 8, dtype=torch.float64)
+    around = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).flatten(0, 1)
+    weights = torch.exp(-around.square().sum(-1) / (2 * 4.9**2))
+    weights = weights / weights.sum()
+    values = texture(xy[:, None] + around, **options) @ torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
+    values = values - values @ weights[:, None]
+    return values / (values.square() @ weights[:, None]).sqrt(), weights
+
+
+def test_correlation_is_that_of_the_weighted_patches():
+    """Of the estimate where it stays, and better where it does not."""
+    video = torch.cat([film(shifts(1), seed=s) for s in (0, 1)])[None]
+    queries = some_queries(count=40, frames=1)
+    tracks = off_by(queries[:, :, None, 1:].double().expand(-1, -1, 2, -1), queries, most=5.0)
+    found = refine_photometric(video, noise_features(frames=2), queries, tracks)
+    (own, weights), (there, _) = (grey_patches(tracks.xy[0, :, t], seed=t) for t in (0, 1))
+    expected = (own * there) @ weights
+    stays = (found.xy == tracks.xy).all(-1)[0, :, 1]
+    assert 5 < stays.sum() < 35
+    torch.testing.assert_close(found.correlation[0, stays, 1].double(), expected[stays], rtol=0, atol=0.02)
+    assert (found.correlation[0, ~stays, 1] > expected[~stays] - 0.02).all()
+    assert (found.correlation[0, stays, 1] < 0.5).any() and (found.correlation[0, ~stays, 1] >= 0.5).all()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -273,6 +302,16 @@ def test_uint8_is_float_times_255(moving):
     same = refine_photometric(whole.float() / 255, noise_features(), queries, tracks)
     torch.testing.assert_close(found.xy, same.xy, rtol=0, atol=0.01)
     assert misses(found, xy).max() < 0.1
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+def test_what_is_fainter_than_noise_does_not_count(moving, scale):
+    """Single pixels that are brighter by 1 of 255, in the same places in all frames."""
+    _, queries, _, _ = moving
+    faint = 100 + (torch.rand(1, 1, 1, SIDE, SIDE, generator=generator(5)) < 0.02).byte().repeat(1, FRAMES, 3, 1, 1)
+    tracks = off_by(queries[:, :, None, 1:].double().expand(-1, -1, FRAMES, -1), queries)
+    found = refine_photometric(faint if scale == 255 else faint / 255, noise_features(), queries, tracks)
+    assert torch.equal(found.xy, tracks.xy)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

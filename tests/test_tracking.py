@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from chrono_features import Tracks, VisibilityHead, grid_queries, soft_argmax_track
 
-FIELDS = ("xy", "similarity", "visible", "logits")
+FIELDS = ("xy", "similarity", "visible", "logits", "correlation", "confidence")
 
 
 def is_visible(logits):
@@ -16,8 +18,9 @@ def is_visible(logits):
 @pytest.fixture
 def tracks():
     generator = torch.Generator().manual_seed(0)
-    xy, similarity, logits = (torch.randn(2, 5, 4, *n, generator=generator) for n in ((2,), (), (2,)))
-    return Tracks(xy, similarity, is_visible(logits), logits)
+    shapes = ((2,), (), (2,), (), ())
+    xy, similarity, logits, correlation, confidence = (torch.randn(2, 5, 4, *n, generator=generator) for n in shapes)
+    return Tracks(xy, similarity, is_visible(logits), logits, correlation, confidence)
 
 
 # --- Tracks -----------------------------------------------------------------------------------------------------------
@@ -61,27 +64,35 @@ def test_iterates_over_clips(tracks):
 
 def test_to_converts_numbers_and_keeps_the_mask(tracks):
     moved = tracks.to("cpu", torch.float64)
-    assert moved.xy.dtype == moved.similarity.dtype == moved.logits.dtype == torch.float64
+    assert {getattr(moved, name).dtype for name in FIELDS if name != "visible"} == {torch.float64}
     assert moved.visible.dtype == torch.bool and torch.equal(moved.visible, tracks.visible)
-    assert tracks.to("meta").xy.device.type == tracks.to("meta").visible.device.type == "meta"
+    assert {getattr(tracks.to("meta"), name).device.type for name in FIELDS} == {"meta"}
 
 
 def test_without_a_head_there_is_no_visibility(tracks, tmp_path):
     bare = Tracks(tracks.xy, tracks.similarity)
     bare.save(tmp_path / "t.npz")
     for other in (bare, bare[0], bare.to(torch.float64), Tracks.load(tmp_path / "t.npz")):
-        assert other.visible is None and other.logits is None
+        assert [name for name in FIELDS if getattr(other, name) is not None] == ["xy", "similarity"]
 
 
 def test_save_and_load(tracks, tmp_path):
     path = tmp_path / "tracks.npz"
-    Tracks(tracks.xy.requires_grad_(), tracks.similarity, tracks.visible, tracks.logits).save(path)
+    replace(tracks, xy=tracks.xy.requires_grad_()).save(path)
     loaded = Tracks.load(str(path))
     for name in FIELDS:
         assert torch.equal(getattr(loaded, name), getattr(tracks, name)), name
     with np.load(path) as arrays:
         assert set(arrays.files) == set(FIELDS) and arrays["visible"].dtype == bool
     assert [p.name for p in tmp_path.iterdir()] == ["tracks.npz"]
+
+
+def test_files_from_before_there_was_a_confidence(tracks, tmp_path):
+    arrays = {name: getattr(tracks, name).numpy() for name in FIELDS[:4]}
+    np.savez_compressed(tmp_path / "old.npz", **arrays)
+    old = Tracks.load(tmp_path / "old.npz")
+    assert all(torch.equal(getattr(old, name), getattr(tracks, name)) for name in FIELDS[:4])
+    assert old.correlation is None and old.confidence is None
 
 
 def test_an_interrupted_save_keeps_the_old_file(tracks, tmp_path, monkeypatch):
@@ -270,7 +281,7 @@ def test_no_queries_give_an_empty_result(query_features):
     queries = torch.zeros(2, 0, 3) if query_features is None else None
     features = FEATURES.clone().requires_grad_()
     tracks = soft_argmax_track(features, queries, SIZE, query_features=query_features, visibility_head=VisibilityHead())
-    assert [getattr(tracks, f).shape for f in FIELDS] == [(2, 0, 3, 2), (2, 0, 3), (2, 0, 3), (2, 0, 3, 2)]
+    assert [getattr(tracks, f).shape for f in FIELDS[:4]] == [(2, 0, 3, 2), (2, 0, 3), (2, 0, 3), (2, 0, 3, 2)]
     tracks.xy.sum().backward()
     assert not features.grad.any()
 

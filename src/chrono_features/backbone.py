@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import long_video
 from .adapter import AttentionMixer, TemporalAdapter
-from .checks import check_queries, check_video
+from .checks import check_features, check_queries, check_video
 from .confidence import confidence_weights, with_confidence
 from .config import ChronoConfig, check_grid
 from .frames import prepare_frames
@@ -247,7 +247,9 @@ class ChronoBackbone(
         weights = confidence_weights(c, refine is not None) if confidence else ()
         options = {"temperature": c.temperature, "radius": c.radius, "visibility_head": self.visibility_head, **options}
         disc = {name: options[name] for name in ("temperature", "radius")}
-        if features is None:
+        if features is not None:
+            check_features(features, video)
+        else:
             features = self(video, grid, max_frames_in_memory=max_frames_in_memory, offload=offload)
         tracks = soft_argmax_track(features, queries, image_size, **options)
         if refine is not None:

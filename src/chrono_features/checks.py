@@ -65,12 +65,21 @@ def check_queries(
     return queries
 
 
-def check_features(features: Tensor) -> None:
-    """ValueError unless `features` are floating (B, T, C, h, w)."""
+def check_xy(xy: Tensor, queries: Tensor, frames: int) -> None:
+    """ValueError unless positions are of these queries in so many frames."""
+    if xy.shape != (*queries.shape[:2], frames, 2):
+        raise ValueError(f"tracks.xy of shape {tuple(xy.shape)}; expected {(*queries.shape[:2], frames, 2)}")
+
+
+def check_features(features: Tensor, video: Tensor | None = None) -> None:
+    """ValueError unless `features` are floating (B, T, C, h, w), with the B and T of `video`."""
     if features.ndim != 5 or 0 in features.shape:
         raise ValueError(f"features of shape {tuple(features.shape)}; expected (B, T, C, h, w), none of them 0")
     if not features.is_floating_point():
         raise ValueError(f"features of type {features.dtype}; expected a floating type")
+    if video is not None and features.shape[:2] != video.shape[:2]:
+        expected = f"(B, T, C, h, w) with the video's B={video.shape[0]}, T={video.shape[1]}"
+        raise ValueError(f"features of shape {tuple(features.shape)}; expected {expected}")
 
 
 def check_image_size(image_size: Sequence[float] | None) -> tuple[float, float]:

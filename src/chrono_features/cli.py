@@ -278,6 +278,9 @@ def evaluate(
     refine: Annotated[
         bool, typer.Option("--refine", help="Also measure each model with photometric refinement.")
     ] = False,
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="Also measure each model with visibility from its confidence.")
+    ] = False,
     without_adapters: Annotated[
         bool, typer.Option("--without-adapters", help="Also measure each model with its adapters off.")
     ] = False,
@@ -312,10 +315,11 @@ def evaluate(
         baselines=baseline,
         modes=mode,
         refine=refine,
+        confidence=confidence,
         without_adapters=without_adapters,
         paper=paper,
         grid=None if grid is None else parse_grid(grid),
-        size=parse_grid(size),
+        size=parse_grid(size, "size"),
         limit=limit,
         report=report,
         dtype=dtype,
@@ -400,11 +404,11 @@ def parse_queries(text: str) -> Callable[[tuple[int, int]], Tensor]:
     return lambda size: queries
 
 
-def parse_grid(text: str) -> tuple[int, int]:
+def parse_grid(text: str, name: str = "grid") -> tuple[int, int]:
     """ "64" or "48x64" as (rows, columns)."""
     form = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if form is None or "0" in (form[1], form[2]):
-        raise ValueError(f"grid={text!r}; expected a positive whole number, or two as ROWSxCOLUMNS")
+        raise ValueError(f"{name}={text!r}; expected a positive whole number, or two as ROWSxCOLUMNS")
     return int(form[1]), int(form[2] or form[1])
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .checks import check_features, check_image_size, check_queries
+from .checks import check_features, check_image_size, check_queries, check_xy
 from .config import ChronoConfig
 from .ops.dtypes import wide_dtype
 from .ops.matching import default_budget, sample_features
@@ -99,17 +99,17 @@ def track_signals(
     batch, frames, _, rows, columns = features.shape
     device = tracks.xy.device
     queries = check_queries(queries, batch, frames, (height, width)).to(device)
-    if tracks.xy.shape != (batch, queries.shape[1], frames, 2):
-        raise ValueError(f"tracks.xy of shape {tuple(tracks.xy.shape)}; expected {(*queries.shape[:2], frames, 2)}")
+    check_xy(tracks.xy, queries, frames)
     cell = torch.tensor([width / columns, height / rows], device=device)
     signals = []
-    for b in range(batch):
-        places = tracks.xy[b].to(cell) / cell
-        own_frames, own = queries[b, :, 0].long(), queries[b, :, 1:].to(cell)
-        maps = _map_signals(features[b], own_frames, own / cell, places, temperature, radius)
-        cycle = _cycle_error(features[b], own_frames, own, places, (height, width), temperature, radius)
-        pixels = [] if tracks.correlation is None else [tracks.correlation[b, ..., None].to(maps)]
-        signals.append(torch.cat([maps, cycle[..., None], *pixels], dim=-1).float())
+    with torch.autocast(device.type, enabled=False):  # which would round similarities to half precision
+        for b in range(batch):
+            places = tracks.xy[b].to(cell) / cell
+            own_frames, own = queries[b, :, 0].long(), queries[b, :, 1:].to(cell)
+            maps = _map_signals(features[b], own_frames, own / cell, places, temperature, radius)
+            cycle = _cycle_error(features[b], own_frames, own, places, (height, width), temperature, radius)
+            pixels = [] if tracks.correlation is None else [tracks.correlation[b, ..., None].to(maps)]
+            signals.append(torch.cat([maps, cycle[..., None], *pixels], dim=-1).float())
     return torch.stack(signals)
 
 
@@ -119,7 +119,7 @@ def probability(
 ) -> Tensor:  # (...)
     """The logistic model of a confidence: `weights` are a bias and one for each of `SIGNALS`."""
     bias, *slopes = weights
-    return torch.sigmoid(signals @ signals.new_tensor(slopes) + bias)
+    return torch.sigmoid((signals * signals.new_tensor(slopes)).sum(-1) + bias)
 
 
 def fit(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_features, check_queries, check_video
+from .checks import check_features, check_queries, check_video, check_xy
 from .tracking import soft_argmax_track
 from .tracks import Tracks
 
@@ -31,6 +31,7 @@ LARGEST_ZOOM = 8.0  # in area
 FLAT = 2e-3  # standard deviation of the grey values of a patch below which it counts as noise
 GREY = (0.299, 0.587, 0.114)
 FRAMES_TOGETHER = 16
+QUERIES_TOGETHER = 2048  # their patches and solvers take 10 kB each
 
 
 @torch.no_grad()
@@ -63,15 +64,10 @@ def refine_photometric(
         ValueError: An argument has the wrong shape, type or range.
     """
     check_video(video)
-    check_features(features)
+    check_features(features, video)
     batch, frames, _, height, width = video.shape
-    if features.shape[:2] != (batch, frames):
-        raise ValueError(
-            f"features of shape {tuple(features.shape)}; expected (B, T, C, h, w) with the video's B={batch}, T={frames}"
-        )
     queries = check_queries(queries, batch, frames, (height, width)).to(tracks.xy.device)
-    if tracks.xy.shape != (batch, queries.shape[1], frames, 2):
-        raise ValueError(f"tracks.xy of shape {tuple(tracks.xy.shape)}; expected {(*queries.shape[:2], frames, 2)}")
+    check_xy(tracks.xy, queries, frames)
     rows, columns = features.shape[-2:]
     size = (PIXELS_PER_CELL * rows, PIXELS_PER_CELL * columns)
     scale = torch.tensor([size[1] / width, size[0] / height], device=tracks.xy.device, dtype=tracks.xy.dtype)
@@ -79,9 +75,11 @@ def refine_photometric(
     with torch.autocast(scale.device.type, enabled=False):  # which would round steps to half precision
         for b, clip in enumerate(video):
             own = torch.cat([queries[b, :, :1], queries[b, :, 1:] * scale], dim=1).to(scale)
-            patches = _Patches(_grey_frames(clip.to(scale.device), size, scale.dtype), own)
+            grey = _grey_frames(clip.to(scale.device), size, scale.dtype)
             follow = _Follower(features[b : b + 1], size, temperature, radius)
-            xy, correlation, moved = _refined(patches, follow, tracks.xy[b] * scale)
+            together = zip(own.split(QUERIES_TOGETHER), (tracks.xy[b] * scale).split(QUERIES_TOGETHER), strict=True)
+            parts = [_refined(_Patches(grey, some), follow, estimates) for some, estimates in together]
+            xy, correlation, moved = (torch.cat(part) for part in zip(*parts, strict=True))
             places.append(torch.where(moved[..., None], xy / scale, tracks.xy[b]))
             correlations.append(correlation.clamp(-1, 1))  # against rounding
     return replace(tracks, xy=torch.stack(places), correlation=torch.stack(correlations))

@@ -21,10 +21,10 @@ MARKS = (  # shapes tell series apart where colours do not
 # The series have Okabe and Ito's colours, which are told apart without red or green, and lighter shades on dark.
 STYLE = """
 :root{color-scheme:light dark;--page:#fff;--ink:#1c1e21;--faint:#5f6670;--rule:#dde1e6;--card:#f6f7f9}
-.s0{color:#0072b2}.s1{color:#d55e00}.s2{color:#008a62}.s3{color:#b4609a}.s4{color:#a87800}.s5{color:#2f8fc4}
+.s0{color:#0072b2}.s1{color:#d55e00}.s2{color:#008a62}.s3{color:#b4609a}.s4{color:#a87800}.s5{color:#3f454d}
 @media(prefers-color-scheme:dark){
 :root{--page:#15171a;--ink:#e6e8eb;--faint:#a0a7b1;--rule:#33383f;--card:#1e2125}
-.s0{color:#56a8e8}.s1{color:#f4894a}.s2{color:#2fc79a}.s3{color:#e29ac8}.s4{color:#e6b000}.s5{color:#9ad4f5}
+.s0{color:#56a8e8}.s1{color:#f4894a}.s2{color:#2fc79a}.s3{color:#e29ac8}.s4{color:#e6b000}.s5{color:#c9ced6}
 }
 body{margin:0 auto;padding:1.2em 16px 4em;max-width:1080px;background:var(--page);color:var(--ink)}
 body{font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;overflow-wrap:anywhere}

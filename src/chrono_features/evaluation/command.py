@@ -24,6 +24,7 @@ from .readers import KINDS, open_dataset
 from .report import write_report
 from .run import evaluate
 from .tables import result_tables
+from .tapvid import check_mode
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -53,12 +54,16 @@ def contenders(
     *,
     grid: tuple[int, int] | None = None,
     refine: bool = False,
+    confidence: bool = False,
     without_adapters: bool = False,
     paper: bool = False,
     dtype: torch.dtype = torch.float32,
     max_frames_in_memory: int | None = None,
 ) -> list[Contender]:
-    """Baselines first, then each model: its adapters off, as it is, and refined, as far as these are wanted."""
+    """Baselines, then each model: with its adapters off, as it is, with its confidence, refined, as far as wanted.
+
+    Refined tracks come with their confidence where the model is calibrated for it.
+    """
     for name in models:
         check_name(name)
     found = [baseline(name, grid or (64, 64), device) for name in baselines]
@@ -68,7 +73,9 @@ def contenders(
         options: dict[str, Any] = {"paper": paper, "max_frames_in_memory": max_frames_in_memory}
         if without_adapters:
             found.append(from_model(f"{name}, adapters off", model, adapters=False, paper=paper))
-        found.append(from_model(name, model, confidence=model.config.confidence is not None, **options))
+        found.append(from_model(name, model, **options))
+        if confidence:
+            found.append(from_model(f"{name}, confidence", model, confidence=True, **options))
         if refine:
             sure = model.config.refined_confidence is not None
             found.append(from_model(f"{name}, refined", model, refine="photometric", confidence=sure, **options))
@@ -103,6 +110,7 @@ def main(
     baselines: Sequence[str],
     modes: Sequence[str],
     refine: bool,
+    confidence: bool,
     without_adapters: bool,
     paper: bool,
     grid: tuple[int, int] | None,
@@ -118,6 +126,10 @@ def main(
     """Evaluates with a progress bar, in one process or several, prints tables, and writes the report."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; expected one of {', '.join(DTYPES)}")
+    for mode in modes:
+        check_mode(mode)
+    if not models and not baselines:
+        raise ValueError("no --model and no --baseline; expected at least one of them")
     data = open_all(specs, size)
     if (code := relaunched(devices, sys.argv[1:])) is not None:
         sys.exit(code)
@@ -130,6 +142,7 @@ def main(
         place,
         grid=grid,
         refine=refine,
+        confidence=confidence,
         without_adapters=without_adapters,
         paper=paper,
         dtype=getattr(torch, dtype),
@@ -199,17 +212,20 @@ def whats_left(results: Mapping[str, Any], data: Mapping[str, Dataset]) -> str:
     lines = []
     for name, about in results["data"].items():
         lines += [f"{name}: {video} skipped, {reason}" for video, reason in about["skipped"].items()]
-    totals = {name: dataset.total() or 0 for name, dataset in data.items()}
-    measured = {name: len({r["video"] for r in results["records"] if r["data"] == name}) for name in data}
-    spent = sum(sum(r["seconds"].values()) for r in results["records"] if r["data"] in data)
-    videos = sum(measured.values())
-    left = sum(max(0, totals[name] - measured[name] - len(results["data"][name]["skipped"])) for name in data)
-    if left and videos:
-        lines.append(
-            f"{videos} videos measured; the other {left} would take about {_duration(left * spent / videos)} "
-            "of computing on this device"
-        )
+    for name, dataset in data.items():
+        records = [record for record in results["records"] if record["data"] == name]
+        measured = len({record["video"] for record in records})
+        left = (dataset.total() or 0) - measured - len(results["data"][name]["skipped"])
+        if measured and left > 0:
+            time = _duration(left * _spent(records) / measured)
+            lines.append(f"{name}: {measured} videos measured; the other {left} would take about {time} on this device")
     return "\n".join(lines)
+
+
+def _spent(records: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds of computing. The time for a video's features stands in every record that they serve."""
+    features = {(record["video"], record["seconds"]["features"]) for record in records}
+    return sum(record["seconds"]["tracking"] for record in records) + sum(seconds for _, seconds in features)
 
 
 def _duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backbone import ChronoBackbone
+from ..confidence import confidence_weights
 from ..tracking import soft_argmax_track
 from ..tracks import Tracks
 from .baselines import ColourFeatures, PatchFeatures, TimmFeatures, lucas_kanade, static
@@ -40,6 +41,25 @@ class Contender:
     about: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ModelFeatures:
+    """Features by a model. Two of them are equal if they give the same, so that it is computed once."""
+
+    model: ChronoBackbone
+    adapters: bool
+    grid: tuple[int, int] | None
+    max_frames_in_memory: int | None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        video: Tensor,  # (B, T, 3, H, W)
+    ) -> Tensor:
+        if not self.adapters:
+            return self.model.vit_features(video, self.grid)
+        return self.model(video, self.grid, max_frames_in_memory=self.max_frames_in_memory)
+
+
 def from_model(
     name: str,
     model: ChronoBackbone,
@@ -60,7 +80,7 @@ def from_model(
         options: Of `ChronoBackbone.track`.
 
     Raises:
-        ValueError: The authors' settings do not fit the model.
+        ValueError: The authors' settings do not fit the model, or it is not calibrated for a confidence.
     """
     grid = None
     if paper:
@@ -68,11 +88,9 @@ def from_model(
             raise ValueError(f"paper=True for {name}, whose patches are {model.patch_size}; expected divisors of 896")
         grid = (PAPER_SIDE // model.patch_size[0], PAPER_SIDE // model.patch_size[1])
         options = {"correlation_dtype": torch.bfloat16, **options}
-    chunked = {} if max_frames_in_memory is None else {"max_frames_in_memory": max_frames_in_memory}
-
-    @torch.no_grad()
-    def features(video: Tensor) -> Tensor:
-        return model(video, grid, **chunked) if adapters else model.vit_features(video, grid)
+    if options.get("confidence"):
+        confidence_weights(model.config, options.get("refine") is not None)  # raises where there are none
+    features = ModelFeatures(model, adapters, grid, max_frames_in_memory)
 
     def track(video: Tensor, queries: Tensor, found: Tensor | None) -> Tracks:
         return model.track(video, queries, features=features(video) if found is None else found, **options)

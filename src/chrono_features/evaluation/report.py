@@ -110,7 +110,7 @@ def _page(results: Mapping[str, Any], videos: Callable[[str, str], LabelledVideo
 def _header(results: Mapping[str, Any]) -> Markup:
     cards = [_card("About", _facts(results["about"])), _card("Protocol", _facts(results["protocol"]))]
     cards += [_card(name, *_data_facts(name, about, results["records"])) for name, about in results["data"].items()]
-    cards += [_card(name, _facts(about)) for name, about in results["trackers"].items()]
+    cards += [_card(name, *_tracker_facts(about)) for name, about in results["trackers"].items()]
     return join(tag("h1", TITLE), grid(cards))
 
 
@@ -128,6 +128,12 @@ def _data_facts(name: str, about: Mapping[str, Any], records: Sequence[Record]) 
     if fingerprint:
         parts.append(tag("details", tag("summary", "Fingerprint"), _facts(fingerprint)))
     return parts
+
+
+def _tracker_facts(about: Mapping[str, Any]) -> list[Markup]:
+    """What a tracker is; a configuration is long, and folded away."""
+    folded = [tag("details", tag("summary", k), _facts(v)) for k, v in about.items() if isinstance(v, Mapping)]
+    return [_facts({k: v for k, v in about.items() if not isinstance(v, Mapping)}), *folded]
 
 
 def _facts(values: Mapping[str, Any]) -> Markup:

@@ -14,7 +14,7 @@ import torch
 
 from .contenders import Contender
 from .data import SIZE, Dataset, Entry, MaskedVideo, Unusable
-from .scores import MASK_MODE, mask_record, track_records
+from .scores import MASK_MODE, Clip, mask_record, track_records
 from .store import Store
 from .tapvid import MODES, THRESHOLDS
 
@@ -106,12 +106,13 @@ def _measure(
     except Unusable as reason:
         store.skip(data, entry.name, str(reason))
         return
+    clip = Clip(video.frames, device)
     for contender in contenders:
         if wanted := missing.get(contender.name):
             if isinstance(video, MaskedVideo):
-                records = iter([mask_record(contender, video, device)])
+                records = iter([mask_record(contender, video, clip)])
             else:
-                records = track_records(contender, video, wanted, device)
+                records = track_records(contender, video, wanted, clip)
             for record in records:
                 named = {"data": data, "group": entry.group, "video": entry.name, "tracker": contender.name}
                 store.add({**named, "frames": len(video.frames), **record})

@@ -30,20 +30,46 @@ Record = dict[str, Any]
 Result = TypeVar("Result")
 
 
+class Clip:
+    """A video where it is measured, and what was computed last of features, for contenders that share them."""
+
+    def __init__(self, frames: Tensor, device: torch.device | str) -> None:
+        self.video = frames[None].to(device)
+        self._of: Callable[[Tensor], Tensor] | None = None
+        self._held: tuple[Tensor | None, float] = None, 0.0
+        self._propagation: dict[str, float] | None = None
+
+    def features(self, contender: Contender) -> tuple[Tensor | None, float]:
+        """A contender's features, None where it has none, and the seconds that they took."""
+        if contender.features is not None and contender.features != self._of:
+            self._held, self._propagation = (None, 0.0), None  # let go before the next are computed
+            self._held = timed(partial(contender.features, self.video), self.video.device)
+            self._of = contender.features
+        return (None, 0.0) if contender.features is None else self._held
+
+    def propagation(self, contender: Contender, video: MaskedVideo) -> dict[str, float]:
+        """What label propagation with a contender's features scores; nothing where it has none."""
+        features, _ = self.features(contender)
+        if features is None:
+            return {}
+        if self._propagation is None:
+            self._propagation = propagation_metrics(features[0], video)
+        return self._propagation
+
+
 def track_records(
     contender: Contender,
     video: LabelledVideo,
     modes: Sequence[str],
-    device: torch.device | str,
+    clip: Clip,
 ) -> Iterator[Record]:
-    """A record for each mode of query sampling. Features are computed once and their time stands in each record."""
-    clip = video.frames[None].to(device)
-    features, feature_seconds = _features(contender, clip)
+    """A record for each mode of query sampling. The time for features stands in each."""
+    features, feature_seconds = clip.features(contender)
     to_256 = 256 / np.array(video.frames.shape[:1:-1])
     for mode in modes:
         drawn, of_track = drawn_queries(video, mode)
-        queries = torch.from_numpy(drawn).float()[None].to(device)
-        tracks, seconds = timed(partial(contender.track, clip, queries, features), clip.device)
+        queries = torch.from_numpy(drawn).float()[None].to(clip.video.device)
+        tracks, seconds = timed(partial(contender.track, clip.video, queries, features), clip.video.device)
         occluded, valid = video.occluded[of_track], video.valid[of_track]
         truth = replace(video, xy=video.xy[of_track], occluded=occluded, valid=valid)
         metrics, deltas, bins = _score(drawn[:, 0], truth, tracks[0].to("cpu"), mode, to_256)
@@ -68,17 +94,16 @@ def drawn_queries(video: LabelledVideo, mode: str) -> tuple[NDArray[np.float64],
 def mask_record(
     contender: Contender,
     video: MaskedVideo,
-    device: torch.device | str,
+    clip: Clip,
 ) -> Record:
     """The record of label propagation (with features) and of points that should stay in their masks."""
-    clip = video.frames[None].to(device)
-    features, feature_seconds = _features(contender, clip)
+    features, feature_seconds = clip.features(contender)
     queries, objects = mask_queries(video, MASK_POINTS)
-    drawn = torch.from_numpy(queries)[None].to(device)
-    tracks, seconds = timed(lambda: contender.track(clip, drawn, features)[0].to("cpu"), clip.device)
-    metrics = mask_consistency(tracks.xy.numpy(), called_visible(tracks), objects, video.masks)
-    if features is not None:
-        metrics = {**propagation_metrics(features[0], video), **metrics}
+    drawn = torch.from_numpy(queries)[None].to(clip.video.device)
+    tracks, seconds = timed(partial(contender.track, clip.video, drawn, features), clip.video.device)
+    tracks = tracks[0].to("cpu")
+    consistency = mask_consistency(tracks.xy.numpy(), called_visible(tracks), objects, video.masks)
+    metrics = {**clip.propagation(contender, video), **consistency}
     return {
         "mode": MASK_MODE,
         "points": len(queries),
@@ -110,11 +135,6 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _features(contender: Contender, clip: Tensor) -> tuple[Tensor | None, float]:
-    compute = contender.features
-    return (None, 0.0) if compute is None else timed(lambda: compute(clip), clip.device)
-
-
 def _score(
     query_frames: NDArray[Any],  # (M,)
     truth: LabelledVideo,
@@ -132,7 +152,8 @@ def _score(
     metrics["balanced_accuracy"] = balanced_accuracy(~truth.occluded, visible, scored)
     metrics["average_precision"] = average_precision(~truth.occluded, certainty, scored)
     if truth.group.startswith(JOINTS):
-        metrics["pck_0.2"] = pck(true_xy, xy, seen, joint_extent(true_xy, ~truth.occluded & truth.valid))
+        extent = joint_extent(true_xy, ~truth.occluded & truth.valid)
+        metrics["pck_0.2"] = pck(true_xy, xy, seen & (extent > 0), extent)  # a joint on its own has no scale
     bins = []
     if tracks.confidence is not None:
         confidence = tracks.confidence.double().numpy()

@@ -30,7 +30,7 @@ def sample_queries(
     Raises:
         ValueError: Unknown mode.
     """
-    _check_mode(mode)
+    check_mode(mode)
     if mode == "first":
         tracks = np.flatnonzero(usable.any(axis=1))
         frames = usable.argmax(axis=1)[tracks]
@@ -90,7 +90,7 @@ def scored_frames(
     mode: str,
 ) -> NDArray[np.bool_]:
     """The frames that count for each query, (N, T): those after it in "first", all but its own in "strided"."""
-    _check_mode(mode)
+    check_mode(mode)
     times, own = np.arange(frames), query_frames[:, None]
     return times > own if mode == "first" else times != own
 
@@ -110,6 +110,7 @@ def ratio(part: NDArray[Any], whole: NDArray[Any]) -> float:
     return float(part.sum() / whole.sum()) if whole.sum() else float("nan")
 
 
-def _check_mode(mode: str) -> None:
+def check_mode(mode: str) -> None:
+    """ValueError for an unknown mode."""
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}; expected 'first' or 'strided'")

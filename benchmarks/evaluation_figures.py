@@ -1,0 +1,69 @@
+"""Figures of docs/results.md: `python -m benchmarks.evaluation_figures results.json --data real_tracks=PATH`.
+
+From what `chrono-features eval` wrote: the worst tracks of a tracker, frame by frame with the truth, and how reliable
+the confidences of all trackers are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from chrono_features.evaluation.charts import STYLE, reliability_chart
+from chrono_features.evaluation.command import open_all
+from chrono_features.evaluation.report import draw_clip
+
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+COLUMNS, SIDE = 6, 200
+
+
+def worst_tracks(records: list[dict[str, Any]], data: Any, rows: int) -> Image.Image:
+    """A row for the worst track of each of the videos in which there is the worst to see."""
+    worst = sorted(records, key=lambda record: record["worst"][0]["delta"])[:rows]
+    entries = {entry.name: entry for entry in data}
+    lines = []
+    for record in worst:
+        video, track = entries[record["video"]].load(), record["worst"][0]
+        start, end = int(track["query"][0]), len(video.frames) - 1
+        seen = np.flatnonzero(video.valid[track["track"]] & ~video.occluded[track["track"]])
+        seen = seen[(seen >= start) & (seen <= end)]  # the truth is marked there
+        frames = seen[np.linspace(0, len(seen) - 1, COLUMNS).round().astype(int)]
+        pictures = [Image.fromarray(p).resize((SIDE, SIDE)) for p in draw_clip(video, track, frames.tolist())]
+        lines.append(np.hstack([np.asarray(p) for p in pictures]))
+    return Image.fromarray(np.vstack(lines))
+
+
+def reliability(bins: dict[str, Any]) -> str:
+    """The plots of all trackers side by side, as a picture of its own."""
+    charts, x = [], 0
+    for index, (name, values) in enumerate(bins.items()):
+        title = f'<text x="34" y="16">{name}</text>'
+        charts.append(f'<g transform="translate({x} 0)">{title}<g transform="translate(0 22)">')
+        charts.append(f"{reliability_chart(name, index, values)}</g></g>")
+        x += 320
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {x} 340" width="{x}" height="340">'
+    return f"{head}<style>{STYLE}</style>{''.join(charts)}</svg>\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--data", default=[], action="append")
+    parser.add_argument("--tracker", default="chrono-tiny, refined")
+    parser.add_argument("--rows", type=int, default=5)
+    args = parser.parse_args()
+    results = json.loads(args.results.read_text())
+    for name, data in open_all(args.data).items():
+        wanted = (name, "first", args.tracker)
+        records = [r for r in results["records"] if (r["data"], r["mode"], r["tracker"]) == wanted]
+        worst_tracks(records, data, args.rows).save(IMAGES / f"worst_{name}.jpg", quality=85)
+    (IMAGES / "reliability.svg").write_text(reliability(results["reliability"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What refinement and confidence cost beside the features: `python -m benchmarks.refinement`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from chrono_features import ChronoBackbone, grid_queries
+from chrono_features.training.synthetic import make_clip
+
+from . import harness
+
+
+@torch.no_grad()
+def measure(device: str, repeats: int, sides: Sequence[int], frames: int = 48) -> dict[str, list[harness.Row]]:
+    model = ChronoBackbone.from_pretrained("chrono-tiny").to(device)
+    video = make_clip(1, frames=frames, size=(256, 256), device=device).video[None]
+    features, tables = model(video), {}
+    for side in sides:
+        queries = grid_queries(side, (256, 256)).to(device)
+
+        def track(queries: torch.Tensor = queries, **options: object) -> object:
+            return model.track(video, queries, features=features, **options)
+
+        runs = {
+            "features": lambda: model(video),
+            "soft-argmax": track,
+            "soft-argmax, confidence": lambda track=track: track(confidence=True),
+            "soft-argmax, refined": lambda track=track: track(refine="photometric"),
+            "soft-argmax, refined, confidence": lambda track=track: track(refine="photometric", confidence=True),
+        }
+        times = harness.side_by_side(runs, device, repeats)
+        title = f"chrono-tiny, {frames} frames at 256 x 256, {side * side} points, float32"
+        rows = [{**t.row(name, per=frames), "over features": t.over(times["features"])} for name, t in times.items()]
+        tables[title] = rows
+    return tables
+
+
+def main() -> None:
+    args = harness.parser(__doc__).parse_args()
+    harness.report("refinement", args.device, measure(args.device, args.repeats, [8, 16]), args.out)
+
+
+if __name__ == "__main__":
+    main()

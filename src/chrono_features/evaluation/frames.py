@@ -1,0 +1,104 @@
+"""What readers of files share: pictures, frames at one size, and tracks that are good for measuring."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..video import iter_frames, video_extra
+from .data import LabelledVideo, Unusable
+
+Size = tuple[int, int]  # (height, width)
+TOLERANCE = 1e-3  # of the frame's size: how far outside of it a visible point may lie, for rounding
+
+
+def labelled(
+    name: str,
+    group: str,
+    frames: Tensor,
+    points: NDArray[Any],  # (N, T, 2) of the frame's size
+    occluded: NDArray[np.bool_],
+    valid: NDArray[np.bool_],
+    tolerance: float | NDArray[np.float64] = TOLERANCE,
+) -> LabelledVideo:
+    """Tracks in pixels of `frames`, once they are known to be good for measuring."""
+    visible = ~occluded & valid
+    if not visible.any():
+        raise Unusable("no point is visible anywhere; expected at least one")
+    points = points.astype(np.float64)
+    inside = ((points >= -tolerance) & (points <= 1 + tolerance)).all(-1)  # NaN is not inside
+    if (outside := visible & ~inside).any():
+        track, t = np.argwhere(outside)[0]
+        x, y = points[track, t]
+        raise Unusable(
+            f"{outside.sum()} visible points lie outside of the frame, the first of them is track {track} in frame {t} "
+            f"at ({x:.6g}, {y:.6g}); expected 0 to 1 of its width and height"
+        )
+    points[visible] = points[visible].clip(0, 1)
+    points[~np.isfinite(points)] = 0
+    height, width = frames.shape[-2:]
+    return LabelledVideo(name, group, frames, points * (width, height), occluded, valid)
+
+
+def stacked(pictures: Iterable[NDArray[np.uint8]], size: Size | None) -> tuple[Tensor, Size]:
+    """The frames at `size`, (T, 3, H, W), and the (height, width) that they had."""
+    pil = eval_extra("PIL.Image")
+    # A bytearray grows in place: the clip is held once, and one frame of full size beside it.
+    data, shapes = bytearray(), []
+    for picture in pictures:
+        shapes.append(picture.shape[:2])
+        if shapes[-1] != shapes[0]:
+            raise Unusable(f"frame {len(shapes) - 1} is (H, W)={shapes[-1]}; expected {shapes[0]} like those before it")
+        if size is not None:
+            picture = np.asarray(pil.fromarray(picture).resize(size[::-1], pil.Resampling.LANCZOS))
+        data += picture.transpose(2, 0, 1).tobytes()
+    if len(shapes) < 2:
+        raise Unusable(f"{len(shapes)} frames; expected at least 2")
+    return torch.frombuffer(data, dtype=torch.uint8).view(len(shapes), 3, *(size or shapes[0])), shapes[0]
+
+
+def read_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
+    """Frames (H, W, 3) of a video file or of a folder of images."""
+    eval_extra("av" if path.is_file() else "PIL.Image")
+    try:
+        for frame in iter_frames(path):
+            yield frame.permute(1, 2, 0).numpy()
+    except ValueError as error:
+        raise Unusable(str(error)) from error
+
+
+def decoded(source: io.BytesIO | Path, what: str) -> Any:
+    """A whole picture of Pillow's; `what` names it where it does not decode."""
+    pil = eval_extra("PIL.Image")
+    try:
+        image = pil.open(source)
+        image.load()
+    except (OSError, SyntaxError, pil.DecompressionBombError) as error:
+        raise Unusable(f"{what} does not decode ({error})") from error
+    return image
+
+
+def files_of(path: Path) -> list[Path]:
+    """A video's files: itself, or those in its folder."""
+    return [path] if path.is_file() else sorted(p for p in path.glob("*") if p.is_file())
+
+
+def extent(files: Sequence[Path]) -> dict[str, int | str]:
+    """A fingerprint of files that are not read for it."""
+    return {"files": len(files), "bytes": sum(file.stat().st_size for file in files)}
+
+
+def eval_extra(module: str) -> Any:
+    """A module that data sets need; ImportError says how to get it."""
+    try:
+        return video_extra(module)
+    except ImportError as error:
+        name = module.split(".")[0]
+        raise ImportError(f"{name} is missing; data sets need it: pip install chrono-features[eval]") from error

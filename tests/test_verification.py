@@ -1,0 +1,75 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chrono_features import pretrained
+from chrono_features.evaluation import verification
+from chrono_features.evaluation.published import published
+
+pytest.importorskip("PIL.Image")
+
+
+@pytest.fixture
+def davis(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    video = rng.integers(0, 256, (1, 32, 40, 3), np.uint8).repeat(3, axis=0)  # nothing moves
+    points = ((rng.integers(0, 8, (4, 1, 2)) + 0.5) / 8).astype(np.float32).repeat(3, axis=1)  # centres of cells
+    item = {"video": video, "points": points, "occluded": np.zeros((4, 3), bool)}
+    (tmp_path / "davis.pkl").write_bytes(pickle.dumps({"goat": item, "camel": item}))
+    return tmp_path / "davis.pkl"
+
+
+def test_published_and_measured_stand_side_by_side(small_model, davis, monkeypatch) -> None:
+    model = small_model()
+    count = f"{sum(p.numel() for p in model.adapters.parameters()):,}"
+    rows = verification.compare("chrono-vits14", model)
+    assert rows[0] == ("adapter parameters", "16,241,280", count)
+    assert rows[1][1:] == ("1", "1.0000 to 1.0000")
+    assert [row[1:] for row in rows[2:]] == [("63.0", "not measured: no --davis"), ("68.0", "not measured: no --davis")]
+
+    monkeypatch.setattr(verification, "davis_deltas", lambda *_: {"first": 62.96, "strided": 68.04})
+    assert [row[1:] for row in verification.compare("chrono-vits14", model, davis)[2:]] == [
+        ("63.0", "63.0"),
+        ("68.0", "68.0"),
+    ]
+
+
+def test_davis_is_measured_in_the_authors_settings(small_model, davis, monkeypatch) -> None:
+    """In both modes, in percent, from the features that 896 x 896 pixels give."""
+    monkeypatch.setattr("chrono_features.evaluation.contenders.PAPER_SIDE", 32)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    asked, evaluate = [], verification.evaluate
+
+    def spy(contenders, data, out, **options):
+        asked.append(
+            (contenders[0].about["correlation_dtype"], options["modes"], evaluate(contenders, data, out, **options))
+        )
+        return asked[-1][-1]
+
+    monkeypatch.setattr(verification, "evaluate", spy)
+    deltas = verification.davis_deltas(small_model(temperature=1e5), davis)
+    ((dtype, modes, results),) = asked
+    assert dtype == "torch.bfloat16" and modes == ("first", "strided") and results["protocol"]["size"] == [256, 256]
+    for mode in modes:
+        values = [r["metrics"]["average_pts_within_thresh"] for r in results["records"] if r["mode"] == mode]
+        assert len(values) == 2 and min(values) > 0 and deltas[mode] == pytest.approx(100 * np.mean(values))
+
+
+def test_verify_loads_the_authors_weights(small_model, monkeypatch) -> None:
+    loaded, model = [], small_model()
+    monkeypatch.setattr(pretrained, "load", lambda name: loaded.append(name) or model)
+    monkeypatch.setattr(verification, "compare", lambda *arguments: arguments)
+    assert pretrained.verify("chrono-vitb14", "d.pkl") == ("chrono-vitb14", model, "d.pkl") and loaded == [
+        "chrono-vitb14"
+    ]
+    with pytest.raises(ValueError, match="name='chrono-tiny'; expected one of chrono-vits14, chrono-vitb14"):
+        pretrained.verify("chrono-tiny")
+
+
+def test_published_numbers() -> None:
+    assert published("chrono-vitb14", "davis", "strided") == 70.1
+    assert published("dinov2-vits14", "rgb-stacking", "strided") is None
+    assert published("chrono-vits14", "davis", "masks") is published("chrono-vits14, refined", "davis", "first") is None
+    assert published("timm:resnet18", "kinetics", "first") == 50.3
