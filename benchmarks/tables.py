@@ -1,8 +1,8 @@
 """Puts the newest results into the documentation: `python -m benchmarks.tables`.
 
-Everything between `<!-- NAME -->` and `<!-- end -->` in docs/performance.md becomes the tables of results/NAME.json,
-and everything between `<!-- NAME DATA MODE -->` and `<!-- end -->` in docs/results.md that table of a file that
-`chrono-features eval` wrote.
+Everything between `<!-- NAME -->` and `<!-- end -->` in docs/performance.md and docs/results.md becomes the
+tables of results/NAME.json, and everything between `<!-- NAME DATA MODE -->` and `<!-- end -->` that table of a file
+that `chrono-features eval` wrote.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def main() -> None:
-    fill(DOCS / "performance.md", r"<!-- (\w+) -->\n.*?<!-- end -->", benchmark)
+    for page in ("performance.md", "results.md"):
+        fill(DOCS / page, r"<!-- (?!end)(\w+) -->\n.*?<!-- end -->", benchmark)
     fill(DOCS / "results.md", r"<!-- (\w+) (\w+) (\w+) -->\n.*?<!-- end -->", evaluation)
 
 

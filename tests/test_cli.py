@@ -515,7 +515,7 @@ def test_eval_mistakes_are_one_line_before_any_work(tmp_path: Path, monkeypatch:
     assert "a second davis" in wrong("--data", davis)
     assert "mode='last'; expected 'first' or 'strided'" in wrong("--mode", "last")
     assert "dtype='float8'; expected one of float32, bfloat16, float16" in wrong("--dtype", "float8")
-    assert "contenders=[]; expected at least one" in wrong(model=None)
+    assert "no --model and no --baseline" in wrong(model=None)
     assert "expected a name that ends in .json" in wrong(out=tmp_path / "r.txt")
     assert "does not exist" in wrong(out=tmp_path / "nowhere" / "r.json")
     assert "report=" in wrong("--report", tmp_path / "r.htm")
