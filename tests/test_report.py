@@ -240,7 +240,7 @@ def test_further_metrics_and_missing_numbers(render: Callable[..., str]) -> None
     one["metrics"]["average_precision"] = 0.25
     page = Page(render(results_of([one]), clips=0))
     assert page.after("precision/planar") == [["chrono-tiny", "1", *["–"] * 8, "25.0"]]
-    assert page.rows[0][-1] == "average precision"
+    assert page.rows[0][-1] == "AP"
 
 
 def test_throughput(render: Callable[..., str]) -> None:

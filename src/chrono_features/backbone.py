@@ -224,7 +224,7 @@ class ChronoBackbone(
         Args:
             video: See `forward`.
             queries: A whole frame index, and x, y in pixels of `video`, for each point.
-            grid, max_frames_in_memory, offload: See `forward`.
+            grid, max_frames_in_memory, offload: See `forward`; without meaning where `features` are given.
             features: Features of `video`, where there are some already.
             confidence: Whether to tell how sure each position is, see `chrono_features.confidence`; `visible` then
                 follows from it. Needs a calibrated model.
@@ -236,7 +236,7 @@ class ChronoBackbone(
             `Tracks` in pixels of `video`.
 
         Raises:
-            ValueError: The video or the queries are not as expected; the message says what is.
+            ValueError: An argument is not as above, or the model is not calibrated for a confidence.
         """
         check_video(video)
         if refine not in (None, "photometric"):

@@ -73,6 +73,8 @@ def check_xy(xy: Tensor, queries: Tensor, frames: int) -> None:
 
 def check_features(features: Tensor, video: Tensor | None = None) -> None:
     """ValueError unless `features` are floating (B, T, C, h, w), with the B and T of `video`."""
+    if not isinstance(features, Tensor):
+        raise ValueError(f"features of type {type(features).__name__}; expected a torch.Tensor (B, T, C, h, w)")
     if features.ndim != 5 or 0 in features.shape:
         raise ValueError(f"features of shape {tuple(features.shape)}; expected (B, T, C, h, w), none of them 0")
     if not features.is_floating_point():

@@ -188,17 +188,18 @@ def _cycle_error(
     radius: float,
 ) -> Tensor:  # (N, T)
     """Every found position, sought in the frame of its query."""
-    frames = len(features)
+    frames, channels = features.shape[:2]
+    step = max(1, default_budget(own.device) // (4 * frames * channels * 4))
     to_256 = own.new_tensor([256 / image_size[1], 256 / image_size[0]])
     error = own.new_empty(places.shape[:2])
     for t in own_frames.unique().tolist():
-        n = (own_frames == t).nonzero()[:, 0]
-        time = torch.arange(frames, device=own.device).repeat(len(n))
-        sought = sample_features(features, time, places[n].flatten(0, 1), wide_dtype(features.dtype))
         frame = features[None, t : t + 1]
-        back = soft_argmax_track(
-            frame, None, image_size, query_features=sought[None], temperature=temperature, radius=radius
-        )
-        off = (back.xy[0, :, 0].to(own).unflatten(0, (len(n), frames)) - own[n, None]) * to_256
-        error[n] = off.norm(dim=-1).clamp(max=LARGEST_CYCLE_ERROR)
+        for n in (own_frames == t).nonzero()[:, 0].split(step):
+            time = torch.arange(frames, device=own.device).repeat(len(n))
+            sought = sample_features(features, time, places[n].flatten(0, 1), wide_dtype(features.dtype))
+            back = soft_argmax_track(
+                frame, None, image_size, query_features=sought[None], temperature=temperature, radius=radius
+            )
+            off = (back.xy[0, :, 0].to(own).unflatten(0, (len(n), frames)) - own[n, None]) * to_256
+            error[n] = off.norm(dim=-1).clamp(max=LARGEST_CYCLE_ERROR)
     return torch.log1p(error / NEAR)

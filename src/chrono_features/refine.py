@@ -75,7 +75,7 @@ def refine_photometric(
     with torch.autocast(scale.device.type, enabled=False):  # which would round steps to half precision
         for b, clip in enumerate(video):
             own = torch.cat([queries[b, :, :1], queries[b, :, 1:] * scale], dim=1).to(scale)
-            grey = _grey_frames(clip.to(scale.device), size, scale.dtype)
+            grey = _grey_frames(clip, size, scale)
             follow = _Follower(features[b : b + 1], size, temperature, radius)
             together = zip(own.split(QUERIES_TOGETHER), (tracks.xy[b] * scale).split(QUERIES_TOGETHER), strict=True)
             parts = [_refined(_Patches(grey, some), follow, estimates) for some, estimates in together]
@@ -243,12 +243,12 @@ class _Patches:
 def _grey_frames(
     frames: Tensor,  # (T, 3, H, W)
     size: tuple[int, int],
-    dtype: torch.dtype,
-) -> Tensor:  # (T, 1, h, w) 0 to 1
-    weights = torch.tensor(GREY, dtype=dtype, device=frames.device)[:, None, None]
+    like: Tensor,
+) -> Tensor:  # (T, 1, h, w) 0 to 1, of the type of `like` and where that is
+    weights = like.new_tensor(GREY)[:, None, None]
     resized = []
     for chunk in frames.split(FRAMES_TOGETHER):
-        grey = (chunk.to(dtype) * weights).sum(1, keepdim=True)
+        grey = (chunk.to(like) * weights).sum(1, keepdim=True)
         grey = grey / 255 if frames.dtype == torch.uint8 else grey
         resized.append(F.interpolate(grey, size, mode="bilinear", align_corners=False, antialias=True))
     return torch.cat(resized)

@@ -139,6 +139,7 @@ class TimmFeatures(nn.Module):
 
     Raises:
         ValueError: There is no such model or block, or the model does not give maps.
+        OSError: The weights cannot be fetched.
     """
 
     radius, temperature = 5.0, 20.0
@@ -151,7 +152,10 @@ class TimmFeatures(nn.Module):
         super().__init__()
         if not timm.is_model(name.split(".")[0]):
             raise ValueError(f"timm:{name}: timm has no such model; timm.list_models('*…*') shows what it has")
-        model: Any = timm.create_model(name, pretrained=pretrained).eval().requires_grad_(False)
+        try:
+            model: Any = timm.create_model(name, pretrained=pretrained).eval().requires_grad_(False)
+        except (RuntimeError, OSError) as error:
+            raise OSError(f"timm:{name}: its weights are not there and cannot be fetched ({error})") from error
         strides = [info["reduction"] for info in getattr(model, "feature_info", [])]
         if not strides or not hasattr(model, "forward_intermediates"):
             raise ValueError(f"timm:{name} ({type(model).__name__}) gives no feature maps; expected one that does")

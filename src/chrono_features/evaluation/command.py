@@ -19,7 +19,7 @@ from rich.table import Table
 from ..backbone import ChronoBackbone
 from ..pretrained import check_name
 from .contenders import Contender, baseline, from_model
-from .data import SIZE, Dataset, LabelledVideo
+from .data import SIZE, Dataset, Entry, LabelledVideo
 from .readers import KINDS, open_dataset
 from .report import write_report
 from .run import evaluate
@@ -72,7 +72,7 @@ def contenders(
         model = ChronoBackbone.from_pretrained(name, **overrides).to(device, dtype).eval()
         options: dict[str, Any] = {"paper": paper, "max_frames_in_memory": max_frames_in_memory}
         if without_adapters:
-            found.append(from_model(f"{name}, adapters off", model, adapters=False, paper=paper))
+            found.append(from_model(f"{name}, adapters off", model, adapters=False, **options))
         found.append(from_model(name, model, **options))
         if confidence:
             found.append(from_model(f"{name}, confidence", model, confidence=True, **options))
@@ -176,7 +176,7 @@ def main(
         print(rest)
     if report is not None:
         with progress("drawing the report"):
-            write_report(report, results, _loader(data))
+            write_report(report, _at_hand(results, data), _loader(data))
 
 
 def print_tables(results: Mapping[str, Any]) -> None:
@@ -235,16 +235,20 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def _at_hand(results: Mapping[str, Any], data: Mapping[str, Dataset]) -> dict[str, Any]:
+    """Results whose clips can be drawn: without the worst tracks of data sets of earlier runs."""
+    records = [record if record["data"] in data else {**record, "worst": []} for record in results["records"]]
+    return {**results, "records": records}
+
+
 def _loader(data: Mapping[str, Dataset]) -> Callable[[str, str], LabelledVideo]:
+    entries: dict[tuple[str, str], Entry] = {}
+
     def load(name: str, video: str) -> LabelledVideo:
-        if name in data:
-            for entry in data[name]:
-                if entry.name == video:
-                    found = entry.load()
-                    assert isinstance(found, LabelledVideo)
-                    return found
-        raise ValueError(
-            f"report: video {video} of {name} is not at hand; expected --data {name}=PATH as it was measured"
-        )
+        if (name, video) not in entries:  # all of a data set in one pass: files are large
+            entries.update({(name, entry.name): entry for entry in data[name]})
+        found = entries[name, video].load()
+        assert isinstance(found, LabelledVideo)
+        return found
 
     return load

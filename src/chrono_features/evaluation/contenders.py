@@ -18,6 +18,7 @@ from ..confidence import confidence_weights
 from ..tracking import soft_argmax_track
 from ..tracks import Tracks
 from .baselines import ColourFeatures, PatchFeatures, TimmFeatures, lucas_kanade, static
+from .frames import eval_extra
 
 Tracker = Callable[[Tensor, Tensor], Tracks]  # video (B, T, 3, H, W) uint8, queries (B, N, 3) -> tracks of B clips
 PAPER_SIDE = 896  # pixels: the authors' network sees 64 x 64 patches of 14
@@ -55,8 +56,9 @@ class ModelFeatures:
         self,
         video: Tensor,  # (B, T, 3, H, W)
     ) -> Tensor:
-        if not self.adapters:
-            return self.model.vit_features(video, self.grid)
+        if not self.adapters:  # frame by frame, so that parts of a clip are the same
+            parts = video.split(self.max_frames_in_memory or video.shape[1], dim=1)
+            return torch.cat([self.model.vit_features(part, self.grid) for part in parts], dim=1)
         return self.model(video, self.grid, max_frames_in_memory=self.max_frames_in_memory)
 
 
@@ -103,11 +105,16 @@ def from_model(
 def from_tracker(name: str, tracker: Tracker, **about: Any) -> Contender:
     """Any callable (video (1, T, 3, H, W) uint8, queries (1, N, 3)) -> `Tracks`."""
 
+    @torch.no_grad()
     def track(video: Tensor, queries: Tensor, _: Tensor | None) -> Tracks:
         tracks = tracker(video, queries)
-        expected = (*queries.shape[:2], video.shape[1], 2)
-        if tuple(tracks.xy.shape) != expected:
-            raise ValueError(f"{name} returned xy of shape {tuple(tracks.xy.shape)}; expected {expected}")
+        if not isinstance(tracks, Tracks):
+            raise ValueError(f"{name} returned a {type(tracks).__name__}; expected chrono_features.Tracks")
+        each = (*queries.shape[:2], video.shape[1])
+        for field_name, expected in (("xy", (*each, 2)), ("visible", each), ("confidence", each)):
+            value = getattr(tracks, field_name)
+            if value is not None and tuple(value.shape) != expected:
+                raise ValueError(f"{name} returned {field_name} of shape {tuple(value.shape)}; expected {expected}")
         return tracks
 
     return Contender(name, track, None, about)
@@ -129,9 +136,7 @@ def baseline(name: str, grid: tuple[int, int] = (64, 64), device: torch.device |
     if name == "static":
         return from_tracker(name, static)
     if name == "lucas-kanade":
-        import cv2
-
-        return from_tracker(name, lucas_kanade, opencv=cv2.__version__)
+        return from_tracker(name, lucas_kanade, opencv=eval_extra("cv2").__version__)
     if name == "patch":
         return _from_features(name, PatchFeatures(grid=grid))
     if name == "colour":

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..training.data import VALIDATION_SEED
 from ..training.synthetic import load_textures, make_clip
 from .data import SIZE, Entry, LabelledVideo
-from .warps import photographs
+from .warps import names_and_bytes, photographs
 
 FIRST_SEED = VALIDATION_SEED + 1000  # those before are for validation during training
 CLIPS = 24
@@ -40,7 +40,7 @@ class HeldOut:
 
     def __init__(self, path: str | os.PathLike[str] = "", size: tuple[int, int] | None = SIZE, first: int = 0) -> None:
         self.path, self.size, self.first = os.fspath(path), size or SIZE, first
-        self.photographs = len(photographs(path)) if self.path else 0
+        self.photographs = photographs(path) if self.path else []
 
     def __iter__(self) -> Iterator[Entry]:
         for index in range(CLIPS):
@@ -52,7 +52,8 @@ class HeldOut:
 
     def fingerprint(self) -> dict[str, int | str]:
         return {
-            "photographs": self.photographs,
+            "photographs": len(self.photographs),
+            "names_and_bytes": names_and_bytes(self.path, self.photographs),
             "first_seed": FIRST_SEED + self.first,
             "clips": CLIPS,
             "frames": FRAMES,

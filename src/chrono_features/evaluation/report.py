@@ -32,10 +32,11 @@ from .charts import (
     tag,
 )
 from .data import LabelledVideo
+from .summary import ALL
+from .tables import TITLES
 
 Record = Mapping[str, Any]  # what one tracker achieved on one video in one mode
 
-LABELS = {"average_pts_within_thresh": "<δavg", "average_jaccard": "AJ", "occlusion_accuracy": "OA"}
 TITLE = "Evaluation of point tracking"
 UNFOLDED = 40  # videos whose bars are shown at once; more of them are folded away
 PER_VIDEO = 2  # most clips of one video for one tracker, so that they vary
@@ -94,9 +95,9 @@ def _page(results: Mapping[str, Any], videos: Callable[[str, str], LabelledVideo
     head = tag("head", tag("meta", charset="utf-8"), viewport, tag("title", TITLE), tag("style", Markup(STYLE)))
     sections = (
         _header(results),
-        _metrics(records, trackers, thresholds),
+        _metrics(records, trackers),
         _curves(records, trackers, thresholds),
-        _bars(records, trackers, thresholds),
+        _bars(records, trackers),
         _reliability(results.get("reliability") or {}, trackers),
         _throughput(records, trackers),
         _worst(records, trackers, videos, clips),
@@ -154,7 +155,7 @@ def _plain(value: Any) -> str:
 # Metrics
 
 
-def _metrics(records: Sequence[Record], trackers: Sequence[str], thresholds: Sequence[float]) -> Markup:
+def _metrics(records: Sequence[Record], trackers: Sequence[str]) -> Markup:
     note = (
         "In percent, means over videos; the best is bold, a dash stands where there was nothing to measure. <δavg: "
         "share of visible points nearer to the truth than a threshold, mean over the thresholds beside it. AJ: average "
@@ -162,8 +163,8 @@ def _metrics(records: Sequence[Record], trackers: Sequence[str], thresholds: Seq
     )
     parts: list[Markup] = []
     for name, run in _runs(records):
-        columns = _columns(run, thresholds)
-        groups = [*_grouped(run, "group").items(), ("mean of all videos", run)]
+        columns = _columns(run)
+        groups = [*_grouped(run, "group").items(), (ALL, run)]
         bodies = [(group, _metric_rows(members, trackers, columns)) for group, members in groups]
         parts += [tag("h3", name), table(["videos", *map(_label, columns)], bodies)]
     return section("Results", note, "", parts)
@@ -189,7 +190,7 @@ def _is_best(value: str, rivals: Sequence[str]) -> bool:
 def _curves(records: Sequence[Record], trackers: Sequence[str], thresholds: Sequence[float]) -> Markup:
     metrics, parts = [f"pts_within_{t}" for t in thresholds], []
     for name, run in _runs(records):
-        if set(metrics) & set(_columns(run, thresholds)):
+        if set(metrics) & set(_columns(run)):
             figures = [
                 figure(group, line_chart(_series(members, trackers, metrics), thresholds, "px"))
                 for group, members in _grouped(run, "group").items()
@@ -199,10 +200,10 @@ def _curves(records: Sequence[Record], trackers: Sequence[str], thresholds: Sequ
     return section("By threshold", note, legend(trackers), parts)
 
 
-def _bars(records: Sequence[Record], trackers: Sequence[str], thresholds: Sequence[float]) -> Markup:
+def _bars(records: Sequence[Record], trackers: Sequence[str]) -> Markup:
     parts = []
     for name, run in _runs(records):
-        main = _columns(run, thresholds)[:1]
+        main = _columns(run)[:1]
         for group, members in _grouped(run, "group").items():
             by_video = _grouped(members, "video").items()
             figures = [figure(video, bar_chart(_series(own, trackers, main), video)) for video, own in by_video]
@@ -396,18 +397,16 @@ def _runs(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     ]
 
 
-def _columns(run: Sequence[Record], thresholds: Sequence[float]) -> list[str]:
+def _columns(run: Sequence[Record]) -> list[str]:
     """Metrics that were measured, the most telling one first."""
     measured = dict.fromkeys(metric for r in run for metric in r["metrics"])
-    leading = dict.fromkeys([*LABELS, *(f"pts_within_{t}" for t in thresholds), "J&F", "J", "F"])
-    return [m for m in leading if m in measured] + [m for m in measured if m not in leading]
+    return [m for m in TITLES if m in measured] + [m for m in measured if m not in TITLES]
 
 
 def _label(metric: str) -> str:
-    for prefix, sign in (("pts_within_", "<"), ("jaccard_", "Jac. ")):
-        if metric.startswith(prefix):
-            return f"{sign}{metric.removeprefix(prefix)} px"
-    return LABELS.get(metric, metric.replace("_", " "))
+    if metric.startswith("jaccard_"):
+        return f"Jac. {metric.removeprefix('jaccard_')} px"
+    return TITLES.get(metric, metric.replace("_", " "))
 
 
 def _series(records: Sequence[Record], trackers: Sequence[str], metrics: Sequence[str]) -> list[Series]:

@@ -98,7 +98,7 @@ def mask_record(
 ) -> Record:
     """The record of label propagation (with features) and of points that should stay in their masks."""
     features, feature_seconds = clip.features(contender)
-    queries, objects = mask_queries(video, MASK_POINTS)
+    queries, objects = mask_queries(video, max(MASK_POINTS, int(video.masks.max())))
     drawn = torch.from_numpy(queries)[None].to(clip.video.device)
     tracks, seconds = timed(partial(contender.track, clip.video, drawn, features), clip.video.device)
     tracks = tracks[0].to("cpu")

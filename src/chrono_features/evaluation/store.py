@@ -42,7 +42,7 @@ class Store:
         self.totals: dict[str, int | None] = {}
         self._read()
         self.part = self.path.with_name(f".{self.path.name}.part{process}")
-        self._write("\n" + json.dumps({"header": header}))  # the line before may have been broken off
+        self._begun = False
 
     def has(self, **key: str) -> bool:
         """Whether there is a record of this `data`, `video`, `mode` and `tracker`."""
@@ -91,8 +91,11 @@ class Store:
         return sorted(self.path.absolute().parent.glob(f".{glob.escape(self.path.name)}.part*"))
 
     def _write(self, line: str) -> None:
+        # A part that holds no record yet stops nobody. The line before may have been broken off.
+        start = "" if self._begun else "\n" + json.dumps({"header": self.header}) + "\n"
         with open(self.part, "a") as file:
-            file.write(line + "\n")
+            file.write(start + line + "\n")
+        self._begun = True
 
     def _read(self) -> None:
         if self.path.exists():

@@ -38,12 +38,19 @@ def result_tables(results: Mapping[str, Any]) -> Iterator[ResultTable]:
     summary = results["summary"]
     for data, mode in dict.fromkeys((row["data"], row["mode"]) for row in summary):
         rows = [row for row in summary if (row["data"], row["mode"]) == (data, mode)]
-        kind = results["data"][data]["kind"]
-        known = {row["tracker"]: published(row["tracker"], kind, mode) for row in rows}
+        known = {row["tracker"]: _beside(results, row) for row in rows}
         metrics = [name for name in TITLES if any(row["metrics"].get(name) is not None for row in rows)]
         beside = ["published"] if any(known.values()) else []
         titles = ["group (videos)", "tracker", *(TITLES[name] for name in metrics), "95 %", *beside]
         yield ResultTable(data, mode, titles, [_cells(row, before, metrics, known) for before, row in _pairs(rows)])
+
+
+def _beside(results: Mapping[str, Any], row: Mapping[str, Any]) -> float | None:
+    """What is published for a tracker, where it was measured at the same size on all videos."""
+    about = results["data"][row["data"]]
+    is_whole = about["total"] == max(r["videos"] for r in results["summary"] if r["data"] == row["data"])
+    same = results["protocol"]["size"] == [256, 256] and is_whole
+    return published(row["tracker"], about["kind"], row["mode"]) if same else None
 
 
 def _pairs(rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

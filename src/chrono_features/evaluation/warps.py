@@ -75,15 +75,20 @@ class Warps:
         return len(PLANS) * len(self.photographs)
 
     def fingerprint(self) -> dict[str, int | str]:
-        files = [(photo.relative_to(self.path).as_posix(), photo.stat().st_size) for photo in self.photographs]
         return {
-            "photographs": len(files),
-            "names_and_bytes": f"{zlib.crc32(repr(files).encode()):08x}",  # not their content: they may be many
+            "photographs": len(self.photographs),
+            "names_and_bytes": names_and_bytes(self.path, self.photographs),
             "frames": FRAMES,
             "points": POINTS,
             "height": self.size[0],
             "width": self.size[1],
         }
+
+
+def names_and_bytes(folder: str, files: list[Path]) -> str:
+    """A checksum of files' names and sizes; not of their content, for they may be many."""
+    about = [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files]
+    return f"{zlib.crc32(repr(about).encode()):08x}"
 
 
 def photographs(folder: str | os.PathLike[str]) -> list[Path]:
