@@ -1,7 +1,7 @@
 """Figures of docs/results.md: `python -m benchmarks.evaluation_figures results.json --data real_tracks=PATH`.
 
-From what `chrono-features eval` wrote: the worst tracks of a tracker, frame by frame with the truth, and how reliable
-the confidences of all trackers are.
+From the whole of what `chrono-features eval` wrote: the worst tracks of a tracker, frame by frame with the truth, how
+reliable the confidences of all trackers are, and their calibration errors.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from PIL import Image
 from chrono_features.evaluation.charts import STYLE, reliability_chart
 from chrono_features.evaluation.command import open_all
 from chrono_features.evaluation.report import draw_clip
+from chrono_features.evaluation.summary import pooled_reliability
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 COLUMNS, SIDE = 6, 200
@@ -24,7 +25,7 @@ COLUMNS, SIDE = 6, 200
 
 def worst_tracks(records: list[dict[str, Any]], data: Any, rows: int) -> Image.Image:
     """A row for the worst track of each of the videos in which there is the worst to see."""
-    worst = sorted(records, key=lambda record: record["worst"][0]["delta"])[:rows]
+    worst = sorted((r for r in records if r["worst"]), key=lambda record: record["worst"][0]["delta"])[:rows]
     entries = {entry.name: entry for entry in data}
     lines = []
     for record in worst:
@@ -62,6 +63,12 @@ def main() -> None:
         wanted = (name, "first", args.tracker)
         records = [r for r in results["records"] if (r["data"], r["mode"], r["tracker"]) == wanted]
         worst_tracks(records, data, args.rows).save(IMAGES / f"worst_{name}.jpg", quality=85)
+    for name in results["data"]:
+        pooled = pooled_reliability(r for r in results["records"] if (r["data"], r["mode"]) == (name, "first"))
+        for tracker, bins in pooled.items():
+            count = sum(n for *_, n in bins)
+            error = sum(abs(stated - seen) * n for stated, seen, n in bins) / count
+            print(f"{name}, first, {tracker}: calibration error {100 * error:.1f} %, of {count:,}")
     (IMAGES / "reliability.svg").write_text(reliability(results["reliability"]))
 
 

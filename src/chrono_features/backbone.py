@@ -227,7 +227,7 @@ class ChronoBackbone(
             grid, max_frames_in_memory, offload: See `forward`; without meaning where `features` are given.
             features: Features of `video`, where there are some already.
             confidence: Whether to tell how sure each position is, see `chrono_features.confidence`; `visible` then
-                follows from it. Needs a calibrated model.
+                follows from it (0.3 or more, and 0.5 for refined tracks). Needs a calibrated model.
             refine: "photometric" aligns positions with the pixels, see `chrono_features.refine`; None does not.
             options: Further keyword arguments of `soft_argmax_track`, whose temperature and radius come from the
                 configuration.

@@ -21,7 +21,7 @@ from .tracking import soft_argmax_track
 from .tracks import Tracks
 
 SIGNALS = ("similarity", "margin", "entropy", "cycle error")  # and "correlation" for refined tracks
-VISIBLE = 0.3  # confidence from which on a point is called visible
+VISIBLE, REFINED_VISIBLE = 0.3, 0.5  # confidence from which on a point is called visible
 NEAR = 4.0  # pixels at 256 x 256
 LARGEST_CYCLE_ERROR = 32.0  # pixels at 256 x 256; from there on all are alike
 
@@ -50,7 +50,7 @@ def with_confidence(
     weights: Sequence[float],
     **options: float,
 ) -> Tracks:
-    """`tracks` with their confidence; visible is then what has a confidence of 0.3 or more.
+    """`tracks` with their confidence; visible is then what has 0.3 or more of it, or 0.5 where they were refined.
 
     Args:
         tracks: Tracks of `queries`, refined or not.
@@ -62,7 +62,8 @@ def with_confidence(
     """
     signals = track_signals(features, queries, tracks, image_size, **options)
     confidence = probability(signals, weights)
-    return replace(tracks, confidence=confidence, visible=confidence >= VISIBLE)
+    least = VISIBLE if tracks.correlation is None else REFINED_VISIBLE
+    return replace(tracks, confidence=confidence, visible=confidence >= least)
 
 
 @torch.no_grad()
