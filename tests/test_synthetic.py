@@ -8,12 +8,13 @@ import torch
 from torch.nn import functional as F
 
 from chrono_features.training.synthetic import layers as layered
-from chrono_features.training.synthetic import load_textures, make_clip, procedural_textures, raycast
+from chrono_features.training.synthetic import Variety, load_textures, make_clip, procedural_textures, raycast
 from chrono_features.training.synthetic.materials import lookup, make_materials
 from chrono_features.training.synthetic.motion import rotations, wander
 from chrono_features.training.synthetic.picture import render_frames
 from chrono_features.training.synthetic.shapes import Blob, Polygon, random_shape
 from chrono_features.training.synthetic.textures import TextureSource
+from chrono_features.training.synthetic.variety import NOTHING
 
 SMALL = {"frames": 4, "size": (40, 56), "points": 16, "textures": procedural_textures(6, 32)}
 KINDS = ("raycast", "layers")
@@ -83,7 +84,8 @@ def test_half_of_the_points_move(scene):
 
 @pytest.mark.parametrize("scene", KINDS)
 def test_frame_step_scales_time(scene):
-    still = make_clip(1, scene=scene, frame_step=1e-6, photometric=False, **SMALL)
+    uncovered = Variety(covers=0.0, blackout=0.0)  # these come and go from frame to frame
+    still = make_clip(1, scene=scene, frame_step=1e-6, photometric=False, variety=uncovered, **SMALL)
     assert (still.tracks - still.tracks[:, :1]).abs().max() < 1e-2
     assert (still.video - still.video[:1]).abs().max() < 1e-2
     moved = make_clip(1, scene=scene, frame_step=3.0, **SMALL)
@@ -106,9 +108,10 @@ def test_mixed_is_one_kind_or_the_other():
 def test_textures_given_are_used(scene):
     red = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     red[:, 0] = torch.randint(100, 255, (2, 32, 32), generator=generator(0), dtype=torch.uint8)
-    lit = make_clip(4, scene=scene, photometric=False, **{**SMALL, "textures": red}).video
+    bare = {"scene": scene, "photometric": False, "variety": NOTHING}
+    lit = make_clip(4, **bare, **{**SMALL, "textures": red}).video
     assert (lit.amin(dim=1) < 0.05).float().mean() > 0.3  # a channel is black wherever a photograph is seen
-    plain = make_clip(4, scene=scene, photometric=False, **SMALL).video
+    plain = make_clip(4, **bare, **SMALL).video
     assert (plain.amin(dim=1) < 0.05).float().mean() < 0.3
 
 
@@ -157,7 +160,8 @@ def still_world(**solids) -> raycast.World:
         is_moving=torch.tensor([False] + [True] * len(solids)),
         camera_rotation=identity.expand(2, 3, 3),
         camera_position=torch.zeros(2, 3, dtype=torch.float64),
-        focal=32.0,
+        focal=torch.full((2,), 32.0, dtype=torch.float64),
+        group=tuple(range(len(positions))),
         size=(64, 64),
     )
 
@@ -269,6 +273,7 @@ def two_cards() -> layered.Layers:
         wave_vector=torch.zeros(3, 2, 2, dtype=torch.float64),
         wave_push=torch.zeros(3, 2, 2, dtype=torch.float64),
         wave_phase=torch.zeros(3, 2, 2, dtype=torch.float64),
+        group=(0, 1, 2),
         is_moving=torch.tensor([False, False, True]),
         bent=(),
         shapes=(None, square, square),
@@ -341,7 +346,7 @@ def plain_scene(scene: str, seed: int):
     if scene == "raycast":
         world = raycast.random_world(draws, times, size)
         light = raycast.Light(torch.zeros(4, 3).double(), 1.0, 0.0, casts_shadows=False)
-        video = raycast.render(world, raycast.random_materials(draws, source, world.radii), light, "cpu")
+        video = raycast.render(world, raycast.random_materials(draws, source, world), light, "cpu")
         solid, unit, _ = raycast.surface_points(world, xy)
         solid = solid.flatten()
         tracks, depth = raycast.project(world, solid, unit.flatten(0, 1))

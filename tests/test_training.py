@@ -95,7 +95,7 @@ def test_augmentation_is_the_same_for_all_frames_and_by_seed():
     assert torch.equal(augment_colour(video, torch.Generator(), jitter=0, grey=0), video)
 
 
-STAGE = Stage("pairs", 8, 2, (1, 2), (32, 32), (8, 8), 2, 16, 3e-3, scene="raycast", adapters=False)
+STAGE = Stage("pairs", 8, (2, 2), (1, 2), (32, 32), (8, 8), 2, 16, 3e-3, scene="raycast", adapters=False)
 
 
 def test_a_step_decides_its_batch():
@@ -128,7 +128,7 @@ CONFIG = ChronoConfig(
                 "global_pool": "", "pos_embed": "none"},
     grid=(8, 8), stem="conv", norm="token", adapter_channels=8, adapter_heads=2, freeze_vit=False, radius=3.0,
 )  # fmt: skip
-CLIPS = dataclasses.replace(STAGE, name="clips", steps=4, frames=3, adapters=True)
+CLIPS = dataclasses.replace(STAGE, name="clips", steps=4, frames=(2, 4), adapters=True, views=2, frames_after=(0, 6), cross_entropy=(1.0, 0.5))
 RECIPE = Recipe("test", (STAGE, CLIPS), CONFIG)
 
 
@@ -138,7 +138,7 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "CHECKPOINT_EVERY", 3)
         patch.setattr(loop, "LOG_EVERY", 1)
-        patch.setattr(loop, "VALIDATION_STEPS", 1)
+        patch.setattr(loop, "VALIDATION_CLIPS", 1)
         patch.setattr(data, "make_clip", functools.cache(data.make_clip))
         yield
     torch.set_flush_denormal(False)
@@ -182,11 +182,11 @@ def test_a_killed_run_goes_on_to_the_same_weights(uninterrupted, tmp_path, monke
     """Killed before the first checkpoint, between two, and in the second stage."""
     step, count = loop._StageRun._step, []
 
-    def mortal(self, batch):
+    def mortal(self, number, batch):
         count.append(1)
         if len(count) > steps_alive:
             raise Killed
-        return step(self, batch)
+        return step(self, number, batch)
 
     monkeypatch.setattr(loop._StageRun, "_step", mortal)
     with pytest.raises(Killed):
@@ -241,12 +241,12 @@ def test_training_lowers_the_loss():
 
 def test_the_total_is_the_weighted_sum():
     torch.manual_seed(0)
-    stage = dataclasses.replace(CLIPS, cross_entropy=0.3, huber=0.7, visibility=1.1)
-    losses = loop.Trainee(ChronoBackbone(CONFIG))(SyntheticBatches(stage, None)[0], stage)
-    expected = sum(getattr(stage, n) * losses[n] for n in ("cross_entropy", "huber", "visibility"))
+    stage = dataclasses.replace(CLIPS, cross_entropy=(0.3, 0.1), huber=0.7, visibility=1.1)
+    losses = loop.Trainee(ChronoBackbone(CONFIG))(SyntheticBatches(stage, None)[0], stage, progress=0.25)
+    expected = 0.25 * losses["cross_entropy"] + 0.7 * losses["huber"] + 1.1 * losses["visibility"]
     assert losses["total"].item() == pytest.approx(expected.item(), rel=1e-6)
     assert "cross_entropy" not in loop.Trainee(ChronoBackbone(CONFIG))(
-        SyntheticBatches(stage, None)[0], dataclasses.replace(stage, cross_entropy=0.0)
+        SyntheticBatches(stage, None)[0], dataclasses.replace(stage, cross_entropy=(0.0, 0.0))
     )
 
 

@@ -179,6 +179,33 @@ class ChronoBackbone(
         """Like `forward` with every adapter switched off: the features that the ViT has of single frames."""
         return self._features(video, grid, nn.ModuleDict())
 
+    def forward_pyramid(
+        self,
+        video: Tensor,  # (B, T, 3, H, W)
+        grid: tuple[int, int] | None = None,
+    ) -> list[Tensor]:
+        """Features at every stride, finest first: those of `forward`, and with `neck="x2"` the tokens below the neck.
+
+        Returns:
+            (B, T, C, h, w) for each entry of `feature_info`, of unit length along C.
+        """
+        x, fine, grid = self._last_block(video, grid, self.adapters)
+        levels = [self.read_out(x, fine, grid)]
+        if self.neck is not None:
+            levels.append(unit_length(rearrange(final_norm(self.vit)(self.patches(x, grid)), "b t h w c -> b t c h w")))
+        return levels
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Channels and stride of each level of `forward_pyramid`, as in timm; strides in pixels of patch x grid."""
+        patch, out = max(self.patch_size), self.config.out_channels or self.vit.embed_dim
+        if self.neck is None:
+            return [{"num_chs": out, "reduction": patch, "module": "project" if self.project else "vit"}]
+        return [
+            {"num_chs": out, "reduction": patch // 2, "module": "neck"},
+            {"num_chs": self.vit.embed_dim, "reduction": patch, "module": "vit"},
+        ]
+
     def iter_features(
         self,
         frames: Iterable[Tensor],  # (3, H, W) each
@@ -273,6 +300,11 @@ class ChronoBackbone(
         return save(self, save_directory, adapters_only=adapters_only, **options)
 
     def _features(self, video: Tensor, grid: tuple[int, int] | None, adapters: nn.ModuleDict) -> Tensor:
+        return self.read_out(*self._last_block(video, grid, adapters))
+
+    def _last_block(
+        self, video: Tensor, grid: tuple[int, int] | None, adapters: nn.ModuleDict
+    ) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
         check_video(video)
         grid = self.config.grid if grid is None else check_grid(grid)
         x, fine = self.embed(video, grid)
@@ -280,7 +312,7 @@ class ChronoBackbone(
             x = self.run_block(i, x, rope)
             if (name := str(i)) in adapters:
                 x = self.with_patches(x, self._run(adapters[name], self.patches(x, grid)))
-        return self.read_out(x, fine, grid)
+        return x, fine, grid
 
     def run_block(
         self,
@@ -321,8 +353,7 @@ class ChronoBackbone(
             x = self.neck(tokens, fine.flatten(0, 1)).unflatten(0, x.shape[:2])
         else:
             x = rearrange(x if self.project is None else self.project(x), "b t h w c -> b t c h w")
-        wide = x.to(wide_dtype(x.dtype))
-        return (wide / wide.square().sum(dim=2, keepdim=True).clamp(min=1e-6).sqrt()).to(x.dtype)
+        return unit_length(x)
 
     def embed(
         self,
@@ -345,3 +376,8 @@ class ChronoBackbone(
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(function, *inputs, use_reentrant=False, **options)
         return function(*inputs, **options)
+
+
+def unit_length(x: Tensor) -> Tensor:  # (B, T, C, h, w), likewise
+    wide = x.to(wide_dtype(x.dtype))
+    return (wide / wide.square().sum(dim=2, keepdim=True).clamp(min=1e-6).sqrt()).to(x.dtype)

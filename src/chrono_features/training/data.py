@@ -59,34 +59,54 @@ class SyntheticBatches(Dataset[Batch]):
         return self.stage.steps
 
     def __getitem__(self, step: int) -> Batch:
-        clips = [self._clip(self.first + step * self.per_step + i) for i in range(self.stage.batch)]
+        first = self.first + step * self.per_step
+        least, most = self.stage.frames
+        draw = torch.Generator().manual_seed(step)  # the same on every process
+        frames = int(torch.randint(least, most + 1, (), generator=draw))
+        clips = [self._clip(first + i, frames) for i in range(self.stage.batch)]
         return Batch(*(torch.stack(parts) for parts in zip(*clips, strict=True)))
 
-    def _clip(self, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _clip(self, seed: int, frames: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         stage = self.stage
         generator = torch.Generator().manual_seed(seed)
-        gap = int(torch.randint(stage.gap[0], stage.gap[1] + 1, (), generator=generator))
+        slow, fast = stage.gap
+        gap = slow * (fast / slow) ** float(torch.rand((), generator=generator))
         clip = make_clip(
             seed,
-            frames=stage.frames,
+            frames=frames,
             size=stage.size,
-            points=stage.queries,
+            points=stage.tracks,
             scene=stage.scene,
             textures=self.textures,
             device=self.device,
-            frame_step=float(gap),
+            frame_step=gap,
+            variety=stage.variety,
         )
         video = augment_colour(clip.video, generator) if self.augment else clip.video
-        return video, draw_queries(clip.tracks, clip.visible, generator), clip.tracks, clip.visible
+        queries = draw_queries(clip.tracks, clip.visible, generator, stage.views)
+        return video, queries, clip.tracks.repeat(stage.views, 1, 1), clip.visible.repeat(stage.views, 1)
 
 
 def draw_queries(
     tracks: Tensor,  # (N, T, 2)
     visible: Tensor,  # (N, T)
     generator: torch.Generator,
+    views: int = 1,
 ) -> Tensor:
-    """One query a track, (N, 3): a random one of the frames in which it is visible."""
+    """Queries in random frames in which the tracks are visible.
+
+    Args:
+        tracks, visible: As above; every track is visible in some frame.
+        generator: Draws the frames.
+        views: Queries a track, in different frames as far as there are enough: with two of them a pair of frames is
+            matched in both directions.
+
+    Returns:
+        (views * N, 3): one for each track, then another for each, ...
+    """
     order = torch.rand(visible.shape, generator=generator).to(visible.device)
-    frame = torch.where(visible, order, -1.0).argmax(dim=1)
-    position = tracks.gather(1, frame[:, None, None].expand(-1, 1, 2))[:, 0]
-    return torch.cat([frame[:, None].to(position), position], dim=-1)
+    ranked = torch.where(visible, order, -1.0).argsort(dim=1, descending=True)
+    seen = visible.sum(dim=1)
+    frames = [ranked.gather(1, (view % seen)[:, None])[:, 0] for view in range(views)]
+    rows = torch.arange(len(tracks), device=tracks.device)
+    return torch.cat([torch.cat([f[:, None].to(tracks), tracks[rows, f]], dim=1) for f in frames])

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
 
+from ..adapter import AttentionMixer
 from ..backbone import ChronoBackbone
 from ..files import write_beside
 from ..ops.matching import bilinear_corners
@@ -26,7 +28,8 @@ from .synthetic import load_textures
 LOG_EVERY = 25  # steps
 CHECKPOINT_EVERY = 100
 VALIDATE_EVERY = 500
-VALIDATION_STEPS = 8
+VALIDATION_CLIPS = 32
+AVERAGE_DECAY = 0.998  # of the moving average of the weights
 THRESHOLDS = (1, 2, 4, 8, 16)  # pixels at 256 x 256
 
 
@@ -41,8 +44,14 @@ class Trainee(nn.Module):
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.log_temperature = nn.Parameter(torch.tensor(math.log(backbone.config.temperature)))
 
-    def forward(self, batch: Batch, stage: Stage) -> dict[str, Tensor]:
-        """Returns the losses, `total` among them, and the share of visible points within each threshold, `delta`."""
+    def forward(self, batch: Batch, stage: Stage, progress: float = 1.0) -> dict[str, Tensor]:
+        """Returns the losses, `total` among them, and the share of visible points within each threshold, `delta`.
+
+        Args:
+            batch: Clips with tracks.
+            stage: Which losses, at what weights.
+            progress: How far the stage is, 0 to 1.
+        """
         model = self.backbone
         compute = model if stage.adapters else model.vit_features
         features = compute(batch.video, stage.grid)
@@ -61,19 +70,29 @@ class Trainee(nn.Module):
         assert tracks.logits is not None
         losses = {
             "huber": huber_loss(xy, target, batch.visible),
-            "visibility": visibility_loss(tracks.logits, xy, target, batch.visible),
+            "visibility": visibility_loss(tracks.logits, xy, target, batch.visible, stage.balanced),
         }
+        weights = {"huber": stage.huber, "visibility": stage.visibility}
         time = torch.arange(features.shape[1], device=features.device)
         scored = batch.visible & (time != batch.queries[..., :1])  # the query's own frame teaches nothing
-        if stage.cross_entropy:
+        first, last = stage.cross_entropy
+        if first or last:
             similarity = _similarity(features, batch.queries, stage.size)
             rows, columns = features.shape[-2:]
             cells = batch.tracks * features.new_tensor([columns / width, rows / height], dtype=torch.float32)
             losses["cross_entropy"] = grid_cross_entropy(similarity, cells, scored, temperature)
-        total = sum(getattr(stage, name) * loss for name, loss in losses.items())
+            weights["cross_entropy"] = first + progress * (last - first)
+        total = sum(weights[name] * loss for name, loss in losses.items())
         distance = (xy.detach() - target).norm(dim=-1)[scored]
         delta = torch.stack([(distance < t).float().sum() for t in THRESHOLDS]).mean() / max(len(distance), 1)
         return {**losses, "total": total, "delta": delta, "temperature": temperature.detach()}
+
+    def look_ahead(self, frames: int | None) -> None:
+        """Sets how many frames after its own the adapters' attention sees; None takes the configuration's."""
+        before, after = self.backbone.config.window
+        for adapter in self.backbone.adapters.values():
+            if isinstance(adapter.mixer, AttentionMixer):
+                adapter.mixer.window = (before, after if frames is None else frames)
 
 
 def _similarity(
@@ -88,7 +107,8 @@ def _similarity(
         torch.stack([last[b][t.long(), y, x] * weight for y, x, weight in bilinear_corners(c, rows, columns)]).sum(0)
         for b, (t, c) in enumerate(zip(queries[..., 0], cells, strict=True))
     ]
-    return torch.einsum("bnc,btchw->bnthw", torch.stack(sampled), features)
+    with torch.autocast(features.device.type, enabled=False):  # half precision rounds what the softmax looks at
+        return torch.einsum("bnc,btchw->bnthw", torch.stack(sampled).float(), features.float())
 
 
 def train(
@@ -107,9 +127,11 @@ def train(
 
     Args:
         recipe: A `Recipe` or the name of one in `RECIPES`.
-        out: Folder for `checkpoint.pt`, `log.jsonl` and, at the end of each stage, the model.
+        out: Folder for `checkpoint.pt`, logs (`log.jsonl`, and `tensorboard/`) and, at the end of each stage, its model:
+            of the moving averages of the weights, the one that was best on clips kept for validation.
         model: What `from_pretrained` takes; needed by recipes without a configuration of their own.
-        textures: Folder of photographs; without it all textures are procedural.
+        textures: Folder of at least five photographs, every fifth of which is kept for validation; without it all
+            textures are procedural.
         seed: Of weights and clips.
         steps: Overrides the steps of every stage.
         resume: Whether to go on from `out`'s checkpoint where there is one.
@@ -131,15 +153,16 @@ def train(
     out = Path(out)
     if mixed_precision is None:
         mixed_precision = "bf16" if torch.cuda.is_available() else "no"
-    accelerator = Accelerator(mixed_precision=mixed_precision)
+    accelerator = Accelerator(mixed_precision=mixed_precision, log_with="tensorboard", project_dir=out)
     if accelerator.device.type == "cpu":
         torch.set_flush_denormal(True)  # zero-initialised layers make denormals, which slow Adam tenfold
     out.mkdir(parents=True, exist_ok=True)
-    photographs = None if textures is None else load_textures(Path(textures))
+    photographs = None if textures is None else _Photographs(Path(textures))
     identity = _identity(plan, seed, model, photographs)
     saved = _load_checkpoint(out / "checkpoint.pt", identity) if resume else None
     if saved is None and accelerator.is_main_process:
         (out / "log.jsonl").unlink(missing_ok=True)
+    accelerator.init_trackers("tensorboard")
     torch.manual_seed(seed)
     trainee = Trainee(_start(model) if plan.config is None else ChronoBackbone(plan.config))
     if saved:
@@ -149,7 +172,15 @@ def train(
         run = _StageRun(accelerator, trainee, plan, index, seed, photographs, out, identity)
         run.train(saved if index == first_stage else None, workers)
         run.save_model()
+    accelerator.end_training()
     return trainee.backbone.eval()
+
+
+class _Photographs:
+    """Textures for training, and those that are kept for validation."""
+
+    def __init__(self, folder: Path) -> None:
+        self.training, self.validation = (load_textures(folder, part) for part in ("training", "validation"))
 
 
 class _StageRun:
@@ -162,50 +193,59 @@ class _StageRun:
         plan: Recipe,
         index: int,
         seed: int,
-        textures: Tensor | None,
+        photographs: _Photographs | None,
         out: Path,
         identity: str,
     ) -> None:
         self.identity = identity
         self.accelerator, self.trainee, self.plan, self.index, self.seed = accelerator, trainee, plan, index, seed
-        self.textures, self.out = textures, out
+        self.photographs, self.out = photographs, out
         self.stage = plan.stages[index]
+        self.steps_before = sum(stage.steps for stage in plan.stages[:index])
         accelerator.free_memory()  # or a stage would unscale the gradients of the one before
         backbone = trainee.backbone
         backbone.requires_grad_(not self.stage.visibility_only)
         backbone.vit.requires_grad_(not (self.stage.visibility_only or backbone.config.freeze_vit))
         backbone.adapters.requires_grad_(self.stage.adapters and not self.stage.visibility_only)
         backbone.visibility_head.requires_grad_(True)
-        trainee.log_temperature.requires_grad_(self.stage.cross_entropy > 0)
+        trainee.log_temperature.requires_grad_(any(self.stage.cross_entropy))
         parameters = [p for p in trainee.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, self.stage.learning_rate, weight_decay=self.stage.weight_decay)
+        optimizer = torch.optim.AdamW(
+            parameters, self.stage.learning_rate, weight_decay=self.stage.weight_decay, fused=True
+        )
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.stage.learning_rate, self.stage.steps, pct_start=self.stage.warm_up, cycle_momentum=False
         )
         self.model, self.optimizer = accelerator.prepare(trainee, optimizer)
+        self.averaged = AveragedModel(trainee, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY))
+        self.best: tuple[float, dict[str, Tensor]] = (-1.0, {})
 
     def train(self, saved: dict[str, Any] | None, workers: int) -> None:
         first = 0
         if saved:
-            first = saved["step"]
+            first, self.best = saved["step"], saved["best"]
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scheduler.load_state_dict(saved["scheduler"])
+            self.averaged.load_state_dict(saved["averaged"])
         batches = self._batches(first, workers)
         with _progress(self.accelerator.is_main_process) as progress:
             task = progress.add_task(self.stage.name, total=self.stage.steps, completed=first)
             for step, batch in enumerate(batches, start=first + 1):
-                metrics = self._step(batch)
+                metrics = self._step(step, batch)
+                self.averaged.update_parameters(self.trainee)
                 summary = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("total", "delta"))
                 progress.update(task, advance=1, description=f"{self.stage.name}  {summary}")
                 if step % LOG_EVERY == 0:
                     self._log(step, metrics)
                 if step % VALIDATE_EVERY == 0 or step == self.stage.steps:
-                    self._log(step, {"validation_delta": self._validate()})
+                    self._validate(step)
                 if step % CHECKPOINT_EVERY == 0 or step == self.stage.steps:
                     self._save_checkpoint(step)
 
     def save_model(self) -> None:
-        """Saves the model as it is now, with the temperature that it has learned."""
+        """Saves the best averaged model, with the temperature that it has learned; the next stage starts from it."""
+        self.trainee.load_state_dict(self.best[1])
+        self.trainee.look_ahead(None)
         backbone = self.trainee.backbone
         backbone.config = backbone.config.replace(
             temperature=round(float(self.trainee.log_temperature.detach().exp()), 3)
@@ -218,7 +258,7 @@ class _StageRun:
         on_gpu = accelerator.device.type == "cuda"
         data = SyntheticBatches(
             self.stage,
-            self.textures,
+            None if self.photographs is None else self.photographs.training,
             self.seed * len(self.plan.stages) + self.index,
             accelerator.process_index,
             accelerator.num_processes,
@@ -227,9 +267,13 @@ class _StageRun:
         rest = Subset(data, range(first, self.stage.steps))
         return DataLoader(rest, batch_size=None, collate_fn=_as_is, num_workers=0 if on_gpu else workers)
 
-    def _step(self, batch: Batch) -> dict[str, float]:
+    def _step(self, step: int, batch: Batch) -> dict[str, float]:
         self.model.train()
-        losses = self.model(batch.to(self.accelerator.device), self.stage)
+        if self.stage.frames_after:
+            draw = torch.Generator().manual_seed(step)
+            choice = int(torch.randint(len(self.stage.frames_after), (), generator=draw))
+            self.trainee.look_ahead(self.stage.frames_after[choice])
+        losses = self.model(batch.to(self.accelerator.device), self.stage, (step - 1) / max(self.stage.steps - 1, 1))
         self.accelerator.backward(losses["total"])
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.stage.clip_gradient)
         self.optimizer.step()
@@ -238,16 +282,28 @@ class _StageRun:
         return {name: float(value.detach()) for name, value in losses.items()}
 
     @torch.no_grad()
-    def _validate(self) -> float:
-        """Mean share of points within 1 … 16 px at 256 x 256 on clips that are never trained on."""
-        stage = dataclasses.replace(self.stage, steps=VALIDATION_STEPS)
-        data = SyntheticBatches(stage, self.textures, device=self.accelerator.device, augment=False)
+    def _validate(self, step: int) -> None:
+        """Measures the averaged weights on clips and photographs that are never trained on, and keeps the best.
+
+        Better is a greater share of points within 1 … 16 px at 256 x 256; in a stage that trains the visibility head
+        alone, a smaller loss of it.
+        """
+        stage = dataclasses.replace(self.stage, steps=-(-VALIDATION_CLIPS // self.stage.batch))
+        textures = None if self.photographs is None else self.photographs.validation
+        data = SyntheticBatches(stage, textures, device=self.accelerator.device, augment=False)
         data.first = VALIDATION_SEED
-        self.trainee.eval()
-        deltas = [float(self.trainee(data[i].to(self.accelerator.device), stage)["delta"]) for i in range(len(data))]
-        return sum(deltas) / len(deltas)
+        model = self.averaged.module.eval()
+        model.look_ahead(None)
+        with self.accelerator.autocast():
+            results = [model(data[i].to(self.accelerator.device), stage) for i in range(len(data))]
+        delta, visibility = (sum(float(r[name]) for r in results) / len(results) for name in ("delta", "visibility"))
+        self._log(step, {"validation_delta": delta, "validation_visibility": visibility})
+        score = math.exp(-visibility) if self.stage.visibility_only else delta
+        if score > self.best[0]:
+            self.best = score, {name: v.clone() for name, v in model.state_dict().items()}
 
     def _log(self, step: int, values: dict[str, float]) -> None:
+        self.accelerator.log({f"{self.stage.name}/{k}": v for k, v in values.items()}, step=self.steps_before + step)
         if self.accelerator.is_main_process:
             line = {"stage": self.stage.name, "step": step, **{k: round(v, 5) for k, v in values.items()}}
             with open(self.out / "log.jsonl", "a") as file:
@@ -263,6 +319,8 @@ class _StageRun:
             "model": self.trainee.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "best": self.best,
         }
         with write_beside(self.out / "checkpoint.pt") as file:
             torch.save(state, file)
@@ -305,7 +363,7 @@ def _load_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
     return saved
 
 
-def _identity(plan: Recipe, seed: int, model: str | None, textures: Tensor | None) -> str:
+def _identity(plan: Recipe, seed: int, model: str | None, photographs: _Photographs | None) -> str:
     """What has to be the same for a checkpoint to be gone on from."""
     return json.dumps(
         {
@@ -313,7 +371,7 @@ def _identity(plan: Recipe, seed: int, model: str | None, textures: Tensor | Non
             "config": None if plan.config is None else plan.config.to_dict(),
             "seed": seed,
             "model": model,
-            "photographs": 0 if textures is None else len(textures),
+            "photographs": 0 if photographs is None else len(photographs.training),
         }
     )
 

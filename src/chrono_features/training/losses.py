@@ -29,12 +29,33 @@ def visibility_loss(
     xy: Tensor,  # (..., 2) at 256 x 256
     target: Tensor,  # (..., 2)
     visible: Tensor,  # (...) bool
+    balanced: bool = False,
 ) -> Tensor:
-    """Cross-entropy of both logits; *far* is scored on visible points only. Means over all points."""
-    occluded = F.binary_cross_entropy_with_logits(logits[..., 0], (~visible).to(logits.dtype))
+    """Cross-entropy of both logits; *far* is scored on visible points only.
+
+    Args:
+        logits, xy, target, visible: As above.
+        balanced: Whether yes and no weigh the same however rare one of them is; else all points do (Chrono).
+
+    Returns:
+        The sum of the two means over all points, or, balanced, over those that are scored.
+    """
     is_far = (xy.detach() - target).square().sum(-1) > FAR_PIXELS**2
-    far = F.binary_cross_entropy_with_logits(logits[..., 1], is_far.to(logits.dtype), reduction="none")
-    return occluded + (far * visible).mean()
+    occluded, far = (
+        F.binary_cross_entropy_with_logits(logits[..., i], truth.to(logits.dtype), reduction="none")
+        for i, truth in enumerate((~visible, is_far))
+    )
+    if not balanced:
+        return occluded.mean() + (far * visible).mean()
+    everywhere = torch.ones_like(visible)
+    return _balanced_mean(occluded, ~visible, everywhere) + _balanced_mean(far, is_far, visible)
+
+
+def _balanced_mean(loss: Tensor, truth: Tensor, scored: Tensor) -> Tensor:
+    """The mean over the classes, of those that are there, of the mean within each."""
+    members = [scored & truth, scored & ~truth]
+    there = sum(m.any().to(loss.dtype) for m in members)
+    return sum((loss * m).sum() / m.sum().clamp(min=1) for m in members) / torch.as_tensor(there).clamp(min=1)
 
 
 def grid_cross_entropy(

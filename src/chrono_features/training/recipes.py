@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..config import ChronoConfig
+from .synthetic import Variety
 
 
 @dataclass(frozen=True)
@@ -13,38 +14,47 @@ class Stage:
 
     Attributes:
         steps: Optimiser steps.
-        frames: Frames a clip.
+        frames: Least and greatest number of frames a clip; each step draws one.
         gap: Least and greatest time between frames: 2 doubles the speed of everything.
         size: (height, width) of the frames.
         grid: Token grid.
         batch: Clips a step and process.
-        queries: Tracks a clip.
+        tracks: Tracks a clip.
         learning_rate: Peak of the one-cycle schedule.
+        views: Queries a track, in different frames: with two of them, pairs are matched in both directions.
         adapters: Whether the temporal adapters are switched on.
+        frames_after: What the adapters' frames after are drawn from at every step, so that one model serves whole clips,
+            short delays and none; empty leaves the configuration's window.
         scene: Kind of synthetic scene, see `make_clip`.
+        variety: How varied the scenes are.
         warm_up: Share of the steps in which the learning rate rises.
-        cross_entropy: Weight of the full-grid cross-entropy.
+        cross_entropy: Weight of the full-grid cross-entropy, at the first and at the last step.
         huber: Weight of the Huber loss on positions at 256 x 256.
         visibility: Weight of the two visibility losses.
+        balanced: Whether hidden and visible points weigh the same in them.
         visibility_only: Whether the visibility head alone learns: its few weights want a far greater learning rate.
         weight_decay, clip_gradient: Of AdamW, and the norm that gradients are clipped to.
     """
 
     name: str
     steps: int
-    frames: int
-    gap: tuple[int, int]
+    frames: tuple[int, int]
+    gap: tuple[float, float]
     size: tuple[int, int]
     grid: tuple[int, int]
     batch: int
-    queries: int
+    tracks: int
     learning_rate: float
+    views: int = 1
     adapters: bool = True
+    frames_after: tuple[int, ...] = ()
     scene: str = "mixed"
+    variety: Variety = field(default_factory=Variety)
     warm_up: float = 0.03
-    cross_entropy: float = 1.0
+    cross_entropy: tuple[float, float] = (1.0, 1.0)
     huber: float = 0.02
     visibility: float = 0.2
+    balanced: bool = False
     visibility_only: bool = False
     weight_decay: float = 1e-4
     clip_gradient: float = 1.0
@@ -66,8 +76,8 @@ TINY = Recipe(
         vit_kwargs={
             "img_size": 256,
             "patch_size": 8,
-            "embed_dim": 144,
-            "depth": 4,
+            "embed_dim": 192,
+            "depth": 6,
             "num_heads": 3,
             "class_token": False,
             "global_pool": "",
@@ -86,40 +96,49 @@ TINY = Recipe(
         # Single frames first: matching has to exist before time can help it.
         Stage(
             name="frames",
-            steps=3200,
-            frames=3,
-            gap=(1, 4),
+            steps=5000,
+            frames=(2, 4),
+            gap=(1, 12),
             size=(128, 128),
             grid=(16, 16),
-            batch=4,
-            queries=64,
+            batch=6,
+            tracks=96,
+            views=2,
             learning_rate=8e-4,
             adapters=False,
+            variety=Variety(blackout=0.0),
+            balanced=True,
         ),
         Stage(
             name="clips",
-            steps=1100,
-            frames=8,
-            gap=(1, 3),
+            steps=1500,
+            frames=(6, 16),
+            gap=(0.7, 3),
             size=(192, 192),
             grid=(24, 24),
             batch=1,
-            queries=128,
+            tracks=128,
+            views=2,
             learning_rate=4e-4,
+            frames_after=(0, 1, 3, 6),
+            cross_entropy=(1.0, 0.5),
+            huber=0.04,
+            balanced=True,
         ),
         Stage(
             name="visibility",
             steps=300,
-            frames=12,
-            gap=(1, 3),
+            frames=(8, 16),
+            gap=(0.7, 3),
             size=(192, 192),
             grid=(24, 24),
             batch=1,
-            queries=256,
+            tracks=256,
             learning_rate=0.3,
-            cross_entropy=0.0,
+            cross_entropy=(0.0, 0.0),
             huber=0.0,
             visibility=1.0,
+            balanced=True,
             visibility_only=True,
             weight_decay=0.0,
             clip_gradient=10.0,
@@ -134,15 +153,15 @@ ADAPTERS = Recipe(
         Stage(
             name="clips",
             steps=100_000,
-            frames=24,
+            frames=(24, 24),
             gap=(1, 2),
             size=(256, 256),
             grid=(64, 64),
             batch=1,
-            queries=256,
+            tracks=256,
             learning_rate=1e-4,
             warm_up=0.003,
-            cross_entropy=0.0,
+            cross_entropy=(0.0, 0.0),
             huber=0.05,
             visibility=1.0,
         ),

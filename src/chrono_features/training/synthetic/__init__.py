@@ -2,5 +2,6 @@
 
 from .scene import Clip, make_clip
 from .textures import load_textures, procedural_textures
+from .variety import Variety
 
-__all__ = ["Clip", "load_textures", "make_clip", "procedural_textures"]
+__all__ = ["Clip", "Variety", "load_textures", "make_clip", "procedural_textures"]

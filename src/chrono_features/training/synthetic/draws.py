@@ -31,3 +31,8 @@ def direction(generator: Generator, dims: int = 3) -> Tensor:
     """A unit vector, all directions alike.  # [dims]"""
     vector = torch.randn(dims, generator=generator, dtype=torch.float64)
     return vector / vector.norm().clamp_min(1e-6)
+
+
+def branch(generator: Generator) -> Generator:
+    """A new generator: what is drawn from it does not change what is drawn after it."""
+    return torch.Generator().manual_seed(integer(generator, 0, 2**31 - 1))

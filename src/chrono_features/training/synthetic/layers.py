@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from .draws import chance, direction, integer, log_uniform, uniforms
+from .draws import chance, direction, integer, log_uniform, uniform, uniforms
 from .materials import Materials, lookup, make_materials
-from .motion import wander
+from .motion import camera_view, wander
 from .picture import render_frames
-from .shapes import Shape, random_shape
+from .shapes import Capsule, Shape, random_shape
 from .textures import TextureSource
+from .variety import Variety
 
 BACKGROUND = 0  # index of the backmost layer; layer k is behind layer k + 1
 WAVES = 2
@@ -39,6 +40,7 @@ class Layers:
     wave_phase: Tensor  # [K, W, T]
     is_moving: Tensor  # [K] bool: by itself, not only with the camera
     bent: tuple[int, ...]  # layers whose waves are not zero
+    group: tuple[int, ...]  # layers of one group have the same texture and light
     shapes: tuple[Shape | None, ...]  # None: covers everything
     size: tuple[int, int]  # height, width
 
@@ -142,24 +144,27 @@ def render(layers: Layers, materials: Materials, gain: Tensor, device: torch.dev
 # --- random scenes --------------------------------------------------------------------------------------------------
 
 
-def random_layers(generator: Generator, times: Tensor, size: tuple[int, int]) -> Layers:
-    frames = len(times)
-    camera = _drift(generator, times, speed=log_uniform(generator, 0.002, 0.04), reach=0.3)
-    homographies, movings = [camera], [False]
-    shapes: list[Shape | None] = [None]
-    for _ in range(integer(generator, 3, 7)):
+def random_layers(
+    generator: Generator, times: Tensor, size: tuple[int, int], variety: Variety = Variety()
+) -> Layers:
+    camera = _camera(generator, times, variety)
+    parts = [_Part(camera, None, False)]
+    with_creature = chance(generator, variety.creature)
+    for _ in range(integer(generator, 2, 4) if with_creature else integer(generator, 3, 7)):
         moving = chance(generator, 0.85)
-        own = torch.eye(3, dtype=torch.float64).expand(frames, 3, 3)
+        own = _still(times)
         if moving:
             own = _drift(generator, times, speed=log_uniform(generator, 0.007, 0.08), reach=0.5)
-        seen_at = integer(generator, 0, frames - 1)
-        place = torch.eye(3, dtype=torch.float64)
-        place[:2, 2] = uniforms(generator, -0.45, 0.45, 2) * torch.tensor(size[::-1]) / max(size) - own[seen_at, :2, 2]
-        homographies.append(camera @ place @ own)
-        movings.append(moving)
-        shapes.append(random_shape(generator, log_uniform(generator, 0.1, 0.35)))
+            if chance(generator, variety.roll):
+                own = own @ turned(wander(generator, times, log_uniform(generator, 0.01, 0.15), math.pi, 1)[:, 0])
+        shape = random_shape(generator, log_uniform(generator, 0.1, 0.35))
+        parts.append(_Part(_placed(generator, own, camera, size), shape, moving, group=len(parts)))
+    if with_creature:
+        own = _drift(generator, times, speed=log_uniform(generator, 0.007, 0.06), reach=0.4)
+        place = integer(generator, 1, len(parts))
+        parts[place:place] = _creature(generator, times, _placed(generator, own, camera, size), group=len(parts))
 
-    count = len(shapes)
+    count = len(parts)
     length = torch.stack([uniforms(generator, 0.5, 2.0, WAVES, 1) * 2 * math.pi for _ in range(count)])
     steepness = torch.tensor(
         [[[log_uniform(generator, 0.01, STEEPEST_WAVE)] for _ in range(WAVES)] for _ in range(count)]
@@ -169,17 +174,79 @@ def random_layers(generator: Generator, times: Tensor, size: tuple[int, int]) ->
         for _ in range(2)
     )
     period = uniforms(generator, 15, 60, count, WAVES, 1)
-    is_moving = torch.tensor(movings)
+    is_moving = torch.tensor([part.moving for part in parts])
     return Layers(
-        homography=torch.stack(homographies),
+        homography=torch.stack([part.homography for part in parts]),
         wave_vector=vector * length,
         wave_push=push * steepness / length * is_moving[:, None, None],
         wave_phase=uniforms(generator, 0, 2 * math.pi, count, WAVES, 1) + 2 * math.pi * times / period,
         is_moving=is_moving,
         bent=tuple(is_moving.nonzero().flatten().tolist()),
-        shapes=tuple(shapes),
+        group=tuple(part.group for part in parts),
+        shapes=tuple(part.shape for part in parts),
         size=size,
     )
+
+
+@dataclass(frozen=True)
+class _Part:
+    homography: Tensor  # [T, 3, 3] layer to frame
+    shape: Shape | None
+    moving: bool
+    group: int = 0
+
+
+def _camera(generator: Generator, times: Tensor, variety: Variety) -> Tensor:  # [T, 3, 3]
+    roll, zoom, shift = camera_view(generator, times, variety)
+    view = zoom.exp()[:, None, None] * turned(roll)
+    view[:, 2, 2] = 1
+    view[:, :2, 2] = shift
+    return view @ _drift(generator, times, speed=log_uniform(generator, 0.002, 0.04), reach=0.3)
+
+
+def _placed(generator: Generator, own: Tensor, camera: Tensor, size: tuple[int, int]) -> Tensor:  # [T, 3, 3]
+    """A motion seen by the camera, somewhere in the picture in some frame."""
+    seen_at = integer(generator, 0, len(own) - 1)
+    wanted = uniforms(generator, -0.45, 0.45, 2) * torch.tensor(size[::-1]) / max(size)
+    target = torch.linalg.inv(camera[seen_at]) @ torch.cat((wanted, wanted.new_ones(1)))
+    return camera @ _shifted(target[:2] / target[2] - own[seen_at, :2, 2] / own[seen_at, 2, 2]) @ own
+
+
+def _creature(generator: Generator, times: Tensor, root: Tensor, group: int) -> list[_Part]:
+    """A body with jointed limbs, half of which are behind it."""
+    size = log_uniform(generator, 0.06, 0.16)
+    body = _Part(root @ _shifted((-size, 0.0)), Capsule(2 * size, size * uniform(generator, 0.35, 0.9)), True, group)
+    front: list[_Part] = []
+    behind: list[_Part] = []
+    for limb in range(integer(generator, 2, 4)):
+        joint = root @ _shifted((size * uniform(generator, -1, 1), 0.0))
+        length = size * uniform(generator, 0.7, 1.6)
+        radius = length * log_uniform(generator, 0.06, 0.3)
+        rest = uniform(generator, -math.pi, math.pi)
+        for _ in range(integer(generator, 1, 3)):
+            swing = wander(generator, times, log_uniform(generator, 0.02, 0.3), uniform(generator, 0.3, 1.3), 1)[:, 0]
+            joint = joint @ turned(rest + swing)
+            (front if limb % 2 else behind).append(_Part(joint, Capsule(length, radius), True, group))
+            joint = joint @ _shifted((length, 0.0))
+            length, radius, rest = 0.9 * length, 0.85 * radius, uniform(generator, -1, 1)
+    return [*behind, body, *front]
+
+
+def _still(times: Tensor) -> Tensor:  # [T, 3, 3]
+    return torch.eye(3, dtype=torch.float64).expand(len(times), 3, 3)
+
+
+def _shifted(by) -> Tensor:  # [3, 3]
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[0, 2], matrix[1, 2] = by
+    return matrix
+
+
+def turned(angle: Tensor) -> Tensor:  # [T] radians -> [T, 3, 3]
+    """Rotations of the plane."""
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    rows = (cos, -sin, zero), (sin, cos, zero), (zero, zero, zero + 1)
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
 
 
 def _drift(generator: Generator, times: Tensor, speed: float, reach: float) -> Tensor:  # [T, 3, 3]
@@ -189,30 +256,32 @@ def _drift(generator: Generator, times: Tensor, speed: float, reach: float) -> T
     shear = wander(generator, times, 0.3 * speed, 0.3 * reach, 2)
     tilt = wander(generator, times, 0.5 * speed, 0.5 * reach, 2)
     cos, sin, scale = turn.cos(), turn.sin(), size.exp()
-    turned = torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2))
+    rotated = torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2))
     sheared = torch.stack((1 + shear[:, 0], shear[:, 1], torch.zeros_like(cos), 1 - shear[:, 0]), dim=-1)
-    top = torch.cat((scale[:, None, None] * turned @ sheared.unflatten(-1, (2, 2)), shift[..., None]), dim=-1)
+    top = torch.cat((scale[:, None, None] * rotated @ sheared.unflatten(-1, (2, 2)), shift[..., None]), dim=-1)
     bottom = torch.cat((tilt, torch.ones_like(tilt[:, :1])), dim=-1)
     return torch.cat((top, bottom[:, None]), dim=1)
 
 
 def random_materials(generator: Generator, source: TextureSource, layers: Layers) -> Materials:
-    """Every layer one texture."""
-    count = len(layers.shapes)
+    """Every group of layers one texture, every layer another part of it."""
+    count, groups = len(layers.shapes), max(layers.group) + 1
+    choice = torch.tensor(layers.group)
     repeats = torch.tensor(
-        [log_uniform(generator, 0.5, 1.2)] + [log_uniform(generator, 0.6, 3.0) for _ in range(1, count)]
-    )
+        [log_uniform(generator, 0.5, 1.2)] + [log_uniform(generator, 0.6, 3.0) for _ in range(1, groups)]
+    )[choice]
     return make_materials(
-        [source.draw() for _ in range(count)],
-        torch.arange(count),
+        [source.draw() for _ in range(groups)],
+        choice,
         repeats.expand(2, count),
         uniforms(generator, 0, 2, 2, count).float(),
         repeats,
     )
 
 
-def random_gain(generator: Generator, times: Tensor, count: int) -> Tensor:  # [K, T]
-    """A brightness for every layer that changes slowly."""
-    base = uniforms(generator, 0.7, 1.15, count, 1)
-    swings = [wander(generator, times, log_uniform(generator, 0.001, 0.02), 0.15, 1)[:, 0] for _ in range(count)]
-    return base * (1 + torch.stack(swings))
+def random_gain(generator: Generator, times: Tensor, group: tuple[int, ...]) -> Tensor:  # [K, T]
+    """A brightness for every group of layers that changes slowly."""
+    groups = max(group) + 1
+    base = uniforms(generator, 0.7, 1.15, groups, 1)
+    swings = [wander(generator, times, log_uniform(generator, 0.001, 0.02), 0.15, 1)[:, 0] for _ in range(groups)]
+    return (base * (1 + torch.stack(swings)))[list(group)]

@@ -1,11 +1,14 @@
 """Smooth random motion: low-frequency sinusoids, with a chosen speed and a chosen reach."""
 
+from __future__ import annotations
+
 import math
 
 import torch
 from torch import Generator, Tensor
 
-from .draws import direction, log_uniform, uniforms
+from .draws import chance, direction, log_uniform, uniform, uniforms
+from .variety import Variety
 
 SHORTEST_PERIOD = 8.0  # frames: nothing shakes faster than this
 LONGEST_PERIOD = 60.0
@@ -30,6 +33,39 @@ def wander(
         angles = 2 * math.pi * times[:, None] / period + phases
         path += amplitude * direction(generator, dims) * torch.sin(angles)
     return path
+
+
+def shake(
+    generator: Generator,
+    times: Tensor,  # [T] in frames
+    reach: float,
+    dims: int,
+) -> Tensor:  # [T, dims]
+    """Jitter: sinusoids of a few frames, within `reach`."""
+    path = torch.zeros(len(times), dims, dtype=torch.float64)
+    for _ in range(3):
+        period = uniform(generator, 2.2, 7.0)
+        phases = uniforms(generator, 0, 2 * math.pi, dims)
+        path += reach / 3 * direction(generator, dims) * torch.sin(2 * math.pi * times[:, None] / period + phases)
+    return path
+
+
+def camera_view(
+    generator: Generator,
+    times: Tensor,  # [T] in frames
+    variety: Variety,
+) -> tuple[Tensor, Tensor, Tensor]:  # [T] roll in radians, [T] log of the zoom, [T, 2] shift in longer sides
+    """How the picture turns, grows and shakes about its middle."""
+    still = torch.zeros(len(times), dtype=torch.float64)
+    roll, zoom, shift = still, still, still[:, None].expand(-1, 2)
+    if chance(generator, variety.roll):
+        roll = wander(generator, times, log_uniform(generator, 0.01, 0.2), math.pi, 1)[:, 0]
+    if chance(generator, variety.zoom):
+        zoom = wander(generator, times, log_uniform(generator, 0.005, 0.08), 0.8, 1)[:, 0]
+    if chance(generator, variety.shake):
+        shift = shake(generator, times, log_uniform(generator, 0.003, 0.04), 2)
+        roll = roll + shake(generator, times, log_uniform(generator, 0.003, 0.05), 1)[:, 0]
+    return roll, zoom, shift
 
 
 def rotations(vectors: Tensor) -> Tensor:  # [..., 3] -> [..., 3, 3]

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from .draws import chance, direction, integer, log_uniform, uniform, uniforms
 from .materials import Materials, lookup, make_materials
-from .motion import rotations, wander
+from .motion import camera_view, rotations, wander
 from .picture import render_frames
 from .textures import TextureSource
+from .variety import Variety
 
 NEAR = 0.05  # nothing nearer than this is seen
 ROOM = 0  # index of the room among the solids
@@ -38,7 +39,8 @@ class World:
     is_moving: Tensor  # [S] bool
     camera_rotation: Tensor  # [T, 3, 3] camera to world
     camera_position: Tensor  # [T, 3]
-    focal: float  # pixels
+    focal: Tensor  # [T] pixels
+    group: tuple[int, ...]  # solids of one group have the same texture
     size: tuple[int, int]  # height, width
 
     def frames(self, index: Tensor) -> World:  # index [F]
@@ -48,6 +50,7 @@ class World:
             position=self.position[:, index],
             camera_rotation=self.camera_rotation[index],
             camera_position=self.camera_position[index],
+            focal=self.focal[index],
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> World:
@@ -68,7 +71,7 @@ class World:
 def camera_rays(world: World, xy: Tensor) -> Tensor:  # [T, 2, P] pixels -> [T, 3, P] world directions of depth 1
     height, width = world.size
     centre = xy.new_tensor([[width / 2], [height / 2]])
-    plane = (xy - centre) / world.focal
+    plane = (xy - centre) / world.focal[:, None, None]
     return world.camera_rotation @ torch.cat((plane, torch.ones_like(plane[:, :1])), dim=1)
 
 
@@ -124,7 +127,7 @@ def project(world: World, solid: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
     depth = seen[..., 2]
     height, width = world.size
     plane = seen[..., :2] / depth.clamp_min(NEAR)[..., None]
-    return plane * world.focal + plane.new_tensor([width / 2, height / 2]), depth
+    return plane * world.focal[:, None] + plane.new_tensor([width / 2, height / 2]), depth
 
 
 def surface_points(
@@ -163,6 +166,8 @@ class Light:
     ambient: float
     strength: float
     casts_shadows: bool
+    gloss: float = 0.0  # of highlights (Blinn)
+    shininess: float = 20.0
 
 
 def shade(
@@ -198,7 +203,7 @@ def shade(
     normal = torch.stack([m[i] * n[0] + m[i + 4] * n[1] + m[i + 8] * n[2] for i in (0, 1, 2)], dim=1)
     normal = normal / _length(normal)[:, None]
     facing = (normal * rays).sum(1).abs() / _length(rays)
-    footprint = depth / world.focal * materials.density[flat].view_as(depth) / facing.clamp_min(0.05).sqrt()
+    footprint = depth / world.focal[:, None] * materials.density[flat].view_as(depth) / facing.clamp_min(0.05).sqrt()
 
     to_light = light.position[..., None] - points
     lambert = (normal * to_light).sum(1) / _length(to_light)
@@ -207,9 +212,12 @@ def shade(
         blocked, _ = trace(world, light.position, -to_light, with_room=False)
         lambert = torch.where(blocked < 0.998, 0.0, lambert)
     brightness = light.ambient + light.strength * lambert
+    halfway = to_light / _length(to_light)[:, None] - rays / _length(rays)[:, None]
+    facing_half = (normal * halfway).sum(1).clamp_min(0) / _length(halfway).clamp_min(1e-6)
+    highlight = light.gloss * torch.where(lambert > 0, facing_half**light.shininess, 0.0)
 
     colour = lookup(materials, flat, uv, footprint.view(-1)).view(frames, count, 3).permute(0, 2, 1)
-    return colour * brightness[:, None], face
+    return colour * brightness[:, None] + highlight[:, None], face
 
 
 def render(world: World, materials: Materials, light: Light, device: torch.device | str) -> Tensor:  # [T, 3, H, W]
@@ -225,49 +233,93 @@ def render(world: World, materials: Materials, light: Light, device: torch.devic
 # --- random scenes --------------------------------------------------------------------------------------------------
 
 
-def random_world(generator: Generator, times: Tensor, size: tuple[int, int]) -> World:
+@dataclass(frozen=True)
+class _Solid:
+    rotation: Tensor  # [T, 3, 3]
+    position: Tensor  # [T, 3]
+    radii: Tensor  # [3]
+    is_round: bool
+    is_moving: bool
+    group: int = 0
+
+
+def random_world(
+    generator: Generator, times: Tensor, size: tuple[int, int], variety: Variety = Variety()
+) -> World:
     frames = len(times)
     view = 2 * math.tan(uniform(generator, 0.35, 0.75))  # width of the longer side of the frame at depth 1
     room = torch.stack([uniforms(generator, low, high) for low, high in ((4.0, 8.0), (2.5, 5.0), (6.0, 10.0))])
     camera_rotation, camera_position = _random_camera(generator, times, view, room)
+    roll, zoom, shift = camera_view(generator, times, variety)
+    tilt = torch.stack((-shift[:, 1] * view, shift[:, 0] * view, roll), dim=-1)
+    camera_rotation = camera_rotation @ rotations(tilt)
+    upright = torch.eye(3, dtype=torch.float64).expand(frames, 3, 3)
+    solids = [_Solid(upright, torch.zeros(frames, 3, dtype=torch.float64), room, False, False)]
 
-    count = integer(generator, 4, 9)
-    rotation = [torch.eye(3, dtype=torch.float64).expand(frames, 3, 3)]
-    position = [torch.zeros(frames, 3, dtype=torch.float64)]
-    radii, is_round, is_moving = [room], [False], [False]
-    for _ in range(count):
-        moving = chance(generator, 0.8)
-        depth = log_uniform(generator, 1.6, 5.5)
+    def place(depth: float, moving: bool) -> tuple[Tensor, Tensor]:  # rotation, position of something seen
         seen_at = integer(generator, 0, frames - 1)
         screen = torch.cat((uniforms(generator, -0.45, 0.45, 2) * view, torch.ones(1, dtype=torch.float64)))
         middle = camera_position[seen_at] + camera_rotation[seen_at] @ (screen * depth)
-        turn = rotations(direction(generator) * uniform(generator, 0, math.pi))
-        turn = turn.expand(frames, 3, 3)
+        turn = rotations(direction(generator) * uniform(generator, 0, math.pi)).expand(frames, 3, 3)
         path = middle.expand(frames, 3)
         if moving:
             speed = log_uniform(generator, 0.005, 0.075) * view * depth
             swing = wander(generator, times, speed, reach=0.5 * view * depth)
             swing[:, 2] *= 0.6
             path = path + swing - swing[seen_at]
-            spin = wander(generator, times, log_uniform(generator, 0.008, 0.15), reach=2.5)
-            turn = rotations(spin) @ turn
-        rotation.append(turn)
-        position.append(path)
-        radii.append(_random_radii(generator, view * depth * log_uniform(generator, 0.07, 0.28)))
-        is_round.append(chance(generator, 0.4) and bool(radii[-1].min() > 0.25 * radii[-1].max()))
-        is_moving.append(moving)
+            turn = rotations(wander(generator, times, log_uniform(generator, 0.008, 0.15), reach=2.5)) @ turn
+        return turn, path
+
+    with_creature = chance(generator, variety.creature)
+    for _ in range(integer(generator, 3, 5) if with_creature else integer(generator, 4, 9)):
+        moving, depth = chance(generator, 0.8), log_uniform(generator, 1.6, 5.5)
+        turn, path = place(depth, moving)
+        radii = _random_radii(generator, view * depth * log_uniform(generator, 0.07, 0.28))
+        is_round = chance(generator, 0.4) and bool(radii.min() > 0.25 * radii.max())
+        solids.append(_Solid(turn, path, radii, is_round, moving, group=len(solids)))
+    if with_creature:
+        depth = log_uniform(generator, 1.6, 4.0)
+        body = view * depth * log_uniform(generator, 0.07, 0.16)
+        solids += _creature(generator, times, *place(depth, moving=True), size=body, group=len(solids))
 
     return World(
-        rotation=torch.stack(rotation),
-        position=torch.stack(position),
-        radii=torch.stack(radii),
-        is_round=torch.tensor(is_round),
-        is_moving=torch.tensor(is_moving),
+        rotation=torch.stack([solid.rotation for solid in solids]),
+        position=torch.stack([solid.position for solid in solids]),
+        radii=torch.stack([solid.radii for solid in solids]),
+        is_round=torch.tensor([solid.is_round for solid in solids]),
+        is_moving=torch.tensor([solid.is_moving for solid in solids]),
         camera_rotation=camera_rotation,
         camera_position=camera_position,
-        focal=max(size) / view,
+        focal=max(size) / view * zoom.exp(),
+        group=tuple(solid.group for solid in solids),
         size=size,
     )
+
+
+def _creature(
+    generator: Generator, times: Tensor, turn: Tensor, path: Tensor, size: float, group: int
+) -> list[_Solid]:
+    """An ellipsoid with jointed limbs of thin ellipsoids."""
+
+    def ellipsoid(rotation: Tensor, position: Tensor, length: float, thickness: float) -> _Solid:
+        radii = torch.tensor([length, thickness, thickness], dtype=torch.float64)
+        return _Solid(rotation, position, radii, True, True, group)
+
+    parts = [ellipsoid(turn, path, size, size * uniform(generator, 0.35, 0.8))]
+    for _ in range(integer(generator, 2, 3)):
+        length = size * uniform(generator, 0.4, 0.9)  # half of it
+        thickness = length * log_uniform(generator, 0.08, 0.35)
+        rotation = turn @ rotations(direction(generator) * uniform(generator, 0, math.pi))
+        joint = path + turn[..., 0] * size * uniform(generator, -0.9, 0.9)
+        for _ in range(integer(generator, 1, 3)):
+            swing = wander(generator, times, log_uniform(generator, 0.02, 0.3), reach=uniform(generator, 0.3, 1.3))
+            rotation = rotation @ rotations(swing)
+            along = 0.9 * length * rotation[..., 0]
+            parts.append(ellipsoid(rotation, joint + along, length, thickness))
+            joint = joint + 2 * along
+            length, thickness = 0.9 * length, 0.85 * thickness
+            rotation = rotation @ rotations(direction(generator) * uniform(generator, 0, 1))
+    return parts
 
 
 def _random_radii(generator: Generator, radius: float) -> Tensor:  # [3]
@@ -296,12 +348,14 @@ def _random_camera(generator: Generator, times: Tensor, view: float, room: Tenso
     return rotations(turn + aim), path + start * room
 
 
-def random_materials(generator: Generator, source: TextureSource, radii: Tensor) -> Materials:
-    """Every solid one texture, the room three (one for each pair of walls)."""
-    textures, choice, scale, shift, density = [], [], [], [], []
-    for s, radius in enumerate(radii):
+def random_materials(generator: Generator, source: TextureSource, world: World) -> Materials:
+    """Every group of solids one texture, the room three (one for each pair of walls)."""
+    textures: list[Tensor] = []
+    choice, scale, shift, density = [], [], [], []
+    for s, radius in enumerate(world.radii):
+        same_as_before = s > 0 and world.group[s] == world.group[s - 1]
         for axis in range(3):
-            if axis == 0 or s == ROOM:
+            if s == ROOM or (axis == 0 and not same_as_before):
                 textures.append(source.draw())
                 longest = float(radius.max())
                 repeats = log_uniform(generator, 1.0, 4.0) if s == ROOM else log_uniform(generator, 0.4, 2.0)
@@ -326,4 +380,12 @@ def random_light(generator: Generator, times: Tensor, room: Tensor) -> Light:
     place[1] = -uniform(generator, 0.5, 0.95) * room[1]  # y points down
     path = place + wander(generator, times, log_uniform(generator, 0.001, 0.1), reach=1.0)
     ambient = uniform(generator, 0.35, 0.85)
-    return Light(path, ambient, uniform(generator, 1.1, 1.4) - ambient, chance(generator, 0.4))
+    casts_shadows, gloss = chance(generator, 0.4), uniform(generator, -0.6, 0.6)
+    return Light(
+        path,
+        ambient,
+        uniform(generator, 1.1, 1.4) - ambient,
+        casts_shadows,
+        gloss=max(gloss, 0.0),
+        shininess=log_uniform(generator, 5, 100),
+    )

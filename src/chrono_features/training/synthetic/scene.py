@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional as F
 
 from . import layers, raycast
-from .draws import chance, integer, log_uniform, uniform, uniforms
-from .motion import wander
+from .covers import Covers, hidden, paste, random_covers
+from .draws import branch, integer, log_uniform
+from .photometric import add_photometrics
 from .textures import TextureSource
+from .variety import Variety
 
 SCENES = ("mixed", "raycast", "layers")
 
@@ -38,6 +39,7 @@ def make_clip(
     frame_step: float | None = None,
     anchor: int | None = None,
     photometric: bool = True,
+    variety: Variety = Variety(),
 ) -> Clip:
     """Makes the clip that belongs to a seed; the same arguments give the same clip on every machine.
 
@@ -51,7 +53,8 @@ def make_clip(
         device: Where the picture is made and all results are put.
         frame_step: Time from frame to frame: 2 shows the motion of 1 at twice the speed. None draws it per clip.
         anchor: The frame in which all points are visible; None draws one for every point.
-        photometric: Whether to add exposure drift, colour cast, blur and noise.
+        photometric: Whether light, lens, sensor and codec change the picture.
+        variety: How often clips have what.
 
     Returns:
         The clip.
@@ -63,10 +66,14 @@ def make_clip(
     kind = flipped if scene == "mixed" else scene
     drawn_step = log_uniform(generator, 0.6, 2.4)
     times = torch.arange(frames, dtype=torch.float64) * (drawn_step if frame_step is None else frame_step)
-    make = {"raycast": _raycast, "layers": _layers}[kind]
-    video, tracks, visible, moving = make(generator, times, size, points, textures, device, anchor)
+    for_covers, for_picture, for_scene = branch(generator), branch(generator), branch(generator)
+    covers = random_covers(for_covers, TextureSource(for_covers, textures, 0.0, 1), times, size, variety, anchor)
+    shot = _Shot(for_scene, times, size, points, textures, device, anchor, variety, covers)
+    video, tracks, visible, moving = {"raycast": _raycast, "layers": _layers}[kind](shot)
+    visible &= ~hidden(covers, torch.arange(frames), tracks.transpose(0, 1)).T
+    video = paste(covers, video)
     if photometric:
-        video = add_photometrics(generator, video, times)
+        video = add_photometrics(for_picture, video, times, variety)
     return Clip(video.clamp(0, 1), tracks.float().to(device), visible.to(device), moving.to(device))
 
 
@@ -99,45 +106,69 @@ def _check(seed, frames, size, points, scene, textures, frame_step, anchor) -> N
             fail("textures", textures.dtype, "uint8, or floating point in [0, 1]")
 
 
-def _raycast(generator, times, size, points, textures, device, anchor):  # -> video, tracks, visible, moving
-    world = raycast.random_world(generator, times, size)
-    materials = raycast.random_materials(generator, TextureSource(generator, textures), world.radii)
+@dataclass(frozen=True)
+class _Shot:
+    """What both kinds of scene are made from."""
+
+    generator: Generator
+    times: Tensor
+    size: tuple[int, int]
+    points: int
+    textures: Tensor | None
+    device: torch.device | str
+    anchor: int | None
+    variety: Variety
+    covers: Covers
+
+    def source(self) -> TextureSource:
+        return TextureSource(self.generator, self.textures, self.variety.plain)
+
+    def candidates(self) -> tuple[Tensor, Tensor, Tensor]:  # [F, P, 2] positions, [F] their frames, [F * P] bool
+        """Random positions to start tracks from, several times more than needed, and which of them are not covered."""
+        frame = torch.arange(len(self.times)) if self.anchor is None else torch.tensor([self.anchor])
+        count = -(-8 * self.points // len(frame))
+        while True:  # covers leave a good part of the frames free
+            xy = torch.rand(len(frame), count, 2, generator=self.generator, dtype=torch.float64)
+            xy = xy * torch.tensor(self.size[::-1], dtype=torch.float64)
+            free = ~hidden(self.covers, frame, xy).flatten()
+            if free.sum() >= self.points:
+                return xy, frame, free
+
+    def choose(self, moving: Tensor, free: Tensor) -> Tensor:  # [F * P], [F * P] -> [points] indices
+        index = free.nonzero().flatten()
+        return index[choose(self.generator, moving[index], self.points)]
+
+
+def _raycast(shot: _Shot) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # video, tracks, visible, moving
+    generator, times = shot.generator, shot.times
+    world = raycast.random_world(generator, times, shot.size, shot.variety)
+    materials = raycast.random_materials(generator, shot.source(), world)
     light = raycast.random_light(generator, times, world.radii[raycast.ROOM])
 
-    xy, frame = candidates(generator, len(times), size, points, anchor)
+    xy, frame, free = shot.candidates()
     solid, unit, _ = raycast.surface_points(world.frames(frame), xy)
     solid, unit = solid.flatten(), unit.flatten(0, 1)
-    chosen = choose(generator, world.is_moving[solid], points)
+    chosen = shot.choose(world.is_moving[solid], free)
     solid, unit = solid[chosen], unit[chosen]
     tracks, depth = raycast.project(world, solid, unit)
     visible = raycast.sees(world, solid, tracks, depth)
-    return raycast.render(world, materials, light, device), tracks, visible, world.is_moving[solid]
+    return raycast.render(world, materials, light, shot.device), tracks, visible, world.is_moving[solid]
 
 
-def _layers(generator, times, size, points, textures, device, anchor):  # -> video, tracks, visible, moving
-    stack = layers.random_layers(generator, times, size)
-    materials = layers.random_materials(generator, TextureSource(generator, textures), stack)
-    gain = layers.random_gain(generator, times, len(stack.shapes))
+def _layers(shot: _Shot) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # video, tracks, visible, moving
+    generator, times = shot.generator, shot.times
+    stack = layers.random_layers(generator, times, shot.size, shot.variety)
+    materials = layers.random_materials(generator, shot.source(), stack)
+    gain = layers.random_gain(generator, times, stack.group)
 
-    xy, frame = candidates(generator, len(times), size, points, anchor)
+    xy, frame, free = shot.candidates()
     layer, x, y = layers.topmost(stack.frames(frame), xy.transpose(1, 2))
     layer, place = layer.flatten(), torch.stack((x, y), dim=-1).flatten(0, 1)
-    chosen = choose(generator, stack.is_moving[layer], points)
+    chosen = shot.choose(stack.is_moving[layer], free)
     layer, place = layer[chosen], place[chosen]
     tracks = layers.from_layer(stack, layer, place)
     visible = layers.sees(stack, layer, tracks)
-    return layers.render(stack, materials, gain, device), tracks, visible, stack.is_moving[layer]
-
-
-def candidates(
-    generator: Generator, frames: int, size: tuple[int, int], points: int, anchor: int | None
-) -> tuple[Tensor, Tensor]:  # [F, P, 2] positions, [F] frames they are in
-    """Random positions to start tracks from, several times more than needed."""
-    frame = torch.arange(frames) if anchor is None else torch.tensor([anchor])
-    height, width = size
-    count = -(-8 * points // len(frame))
-    xy = torch.rand(len(frame), count, 2, generator=generator, dtype=torch.float64)
-    return xy * torch.tensor([width, height], dtype=torch.float64), frame
+    return layers.render(stack, materials, gain, shot.device), tracks, visible, stack.is_moving[layer]
 
 
 def choose(generator: Generator, moving: Tensor, points: int) -> Tensor:  # [M] bool -> [points] indices
@@ -147,27 +178,3 @@ def choose(generator: Generator, moving: Tensor, points: int) -> Tensor:  # [M] 
     half = max(min(points // 2, len(movers)), points - len(rest))
     chosen = torch.cat((movers[:half], rest[: points - half]))
     return chosen[torch.randperm(points, generator=generator)]
-
-
-def add_photometrics(generator: Generator, video: Tensor, times: Tensor) -> Tensor:  # [T, 3, H, W]
-    """Exposure that drifts, a colour cast, a gamma; at times blur and sensor noise."""
-    gain = uniform(generator, 0.8, 1.25) * (1 + wander(generator, times, log_uniform(generator, 0.001, 0.02), 0.2, 1))
-    cast = uniforms(generator, 0.93, 1.07, 3)
-    gain = (gain * cast).float().to(video.device)[..., None, None]
-    gamma = uniform(generator, 0.8, 1.25)
-    video = (video * gain).clamp(0, 1) ** gamma
-    if chance(generator, 0.35):
-        side = uniform(generator, 0.05, 0.22)
-        taps = video.new_tensor([side, 1 - 2 * side, side])
-        video = _blur(video, taps)
-    if chance(generator, 0.6):
-        noise = torch.randn(video.shape, generator=generator).to(video.device)
-        video = video.add(noise, alpha=log_uniform(generator, 0.002, 0.03))
-    return video.clamp(0, 1)
-
-
-def _blur(video: Tensor, taps: Tensor) -> Tensor:
-    """Three taps along x, then along y."""
-    padded = F.pad(video, (1, 1, 1, 1), mode="replicate")
-    rows = taps[0] * padded[..., :-2] + taps[1] * padded[..., 1:-1] + taps[2] * padded[..., 2:]
-    return taps[0] * rows[..., :-2, :] + taps[1] * rows[..., 1:-1, :] + taps[2] * rows[..., 2:, :]

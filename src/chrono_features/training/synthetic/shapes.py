@@ -50,6 +50,18 @@ class Polygon:
 
 
 @dataclass(frozen=True)
+class Capsule:
+    """Everything nearer than `radius` to the line from the middle to (length, 0)."""
+
+    length: float
+    radius: float
+
+    def level(self, x: Tensor, y: Tensor) -> Tensor:
+        beyond = x - x.clamp(0, self.length)
+        return self.radius**2 - beyond * beyond - y * y
+
+
+@dataclass(frozen=True)
 class Patches:
     """Thresholded noise, a sum of plane waves, within a disc: several pieces, often with holes."""
 

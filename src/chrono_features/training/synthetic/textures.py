@@ -14,10 +14,18 @@ from .draws import chance, integer, log_uniform, uniform, uniforms
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
 PHOTO_SIZE = 256
+HELD_BACK = 5  # every fifth photograph is kept for validation
 
 
-def load_textures(folder: str | Path) -> Tensor:  # [K, 3, 256, 256] uint8
-    """Reads every photograph below `folder` as square crops: one of a square picture, two of an oblong one."""
+def load_textures(folder: str | Path, part: str | None = None) -> Tensor:  # [K, 3, 256, 256] uint8
+    """Reads photographs below `folder` as square crops: one of a square picture, two of an oblong one.
+
+    Args:
+        folder: Where they are, at any depth.
+        part: "validation" is every fifth of them by name, "training" the others, None all.
+    """
+    if part not in (None, "training", "validation"):
+        raise ValueError(f"part={part!r}; expected None, 'training' or 'validation'")
     try:
         from PIL import Image
     except ImportError as error:
@@ -32,6 +40,13 @@ def load_textures(folder: str | Path) -> Tensor:  # [K, 3, 256, 256] uint8
         raise ValueError(
             f"folder: no photographs found in {folder}; expected files ending in {', '.join(PHOTO_SUFFIXES)}"
         )
+    if part is not None:
+        if len(paths) < HELD_BACK:
+            raise ValueError(
+                f"folder: {len(paths)} photographs in {folder}; expected at least {HELD_BACK}: "
+                f"every {HELD_BACK}th is kept for validation"
+            )
+        paths = [path for i, path in enumerate(paths) if (i % HELD_BACK == HELD_BACK - 1) == (part == "validation")]
     crops = []
     for path in paths:
         with Image.open(path) as file:
@@ -154,11 +169,17 @@ def _dots(generator: Generator, size: int) -> Tensor:
 
 
 class TextureSource:
-    """Hands out random textures for one clip: mostly photographs where there are some, otherwise procedural."""
+    """Hands out random textures for one clip: mostly photographs where there are some, otherwise procedural.
 
-    def __init__(self, generator: Generator, photos: Tensor | None, procedural_count: int = 4):
-        self.generator = generator
-        self.photos = photos
+    Args:
+        generator: Draws them.
+        photos: [K, 3, S, S], or None.
+        plain: Probability that a texture is weak or one small tile repeated.
+        procedural_count: Procedural textures to choose from where there are no photographs.
+    """
+
+    def __init__(self, generator: Generator, photos: Tensor | None, plain: float = 0.25, procedural_count: int = 4):
+        self.generator, self.photos, self.plain = generator, photos, plain
         procedural = procedural_textures(procedural_count if photos is None else 1, PHOTO_SIZE, generator)
         self.procedural = procedural if photos is None else procedural.to(photos.device)
 
@@ -168,15 +189,25 @@ class TextureSource:
         else:
             texture = self.photos[integer(self.generator, 0, len(self.photos) - 1)]
             texture = texture.float() / 255 if texture.dtype == torch.uint8 else texture.float()
-        return self._recolour(self._turn(texture))
+        plain, repeated = chance(self.generator, self.plain), chance(self.generator, 0.4)
+        texture = self._turn(texture)
+        if plain and repeated:
+            texture = self._repeat(texture)
+        return self._recolour(texture, weak=plain and not repeated)
 
     def _turn(self, texture: Tensor) -> Tensor:
         texture = torch.rot90(texture, integer(self.generator, 0, 3), (1, 2))
         return texture.flip(2) if chance(self.generator, 0.5) else texture
 
-    def _recolour(self, texture: Tensor) -> Tensor:
-        """Another contrast (one in five weak), another tint, at times other colours."""
-        weak = chance(self.generator, 0.2)
+    def _repeat(self, texture: Tensor) -> Tensor:
+        side = texture.shape[-1]
+        tile = max(1, side // 2 ** integer(self.generator, 2, 4))
+        row, column = (integer(self.generator, 0, side - tile) for _ in range(2))
+        times = -(-side // tile)
+        return texture[:, row : row + tile, column : column + tile].repeat(1, times, times)[:, :side, :side]
+
+    def _recolour(self, texture: Tensor, weak: bool) -> Tensor:
+        """Another contrast, another tint, at times other colours."""
         contrast = uniform(self.generator, 0.25, 0.6) if weak else uniform(self.generator, 0.7, 1.3)
         tint = uniforms(self.generator, 0.7, 1.15, 3, 1, 1).to(texture)
         if chance(self.generator, 0.25):

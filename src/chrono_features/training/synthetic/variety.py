@@ -1,0 +1,42 @@
+"""How varied synthetic clips are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variety:
+    """The probability that a clip has something; 0 switches it off.
+
+    Attributes:
+        roll: The camera rolls about its axis, up to half a turn.
+        zoom: It zooms, up to a factor of about two either way.
+        shake: It shakes.
+        creature: There is a body with jointed limbs, some of them thin.
+        covers: Pictures are pasted over the video and taken away again.
+        blackout: Some frames show something else.
+        plain: A texture is weak, or one small tile repeated.
+        blur: Motion blur or defocus, which comes and goes.
+        shadow: Soft shadows and highlights wander over the picture.
+        codec: Traces of compression: 8 x 8 blocks with rounded frequencies.
+    """
+
+    roll: float = 0.5
+    zoom: float = 0.35
+    shake: float = 0.3
+    creature: float = 0.5
+    covers: float = 0.5
+    blackout: float = 0.1
+    plain: float = 0.25
+    blur: float = 0.3
+    shadow: float = 0.3
+    codec: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}={value!r}; expected a probability, 0 to 1")
+
+
+NOTHING = Variety(**dict.fromkeys(Variety.__dataclass_fields__, 0.0))
