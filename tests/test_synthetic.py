@@ -1,23 +1,33 @@
 """Synthetic clips: the tracks are where the picture says they are, and the same seed is the same clip."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from chrono_features.training.synthetic import (
+    Variety,
+    covers,
+    load_textures,
+    make_clip,
+    photometric,
+    procedural_textures,
+    raycast,
+)
 from chrono_features.training.synthetic import layers as layered
-from chrono_features.training.synthetic import Variety, load_textures, make_clip, procedural_textures, raycast
 from chrono_features.training.synthetic.materials import lookup, make_materials
-from chrono_features.training.synthetic.motion import rotations, wander
+from chrono_features.training.synthetic.motion import camera_view, rotations, wander
 from chrono_features.training.synthetic.picture import render_frames
-from chrono_features.training.synthetic.shapes import Blob, Polygon, random_shape
+from chrono_features.training.synthetic.shapes import Blob, Capsule, Polygon, random_shape
 from chrono_features.training.synthetic.textures import TextureSource
 from chrono_features.training.synthetic.variety import NOTHING
 
 SMALL = {"frames": 4, "size": (40, 56), "points": 16, "textures": procedural_textures(6, 32)}
 KINDS = ("raycast", "layers")
+ALL_OF_IT = Variety(**dict.fromkeys(Variety.__dataclass_fields__, 1.0))
 
 
 def generator(seed: int) -> torch.Generator:
@@ -145,6 +155,107 @@ def test_a_gpu_makes_the_same_clip(scene):
     assert (here.video - there.video.cpu()).abs().mean() < 1e-3
 
 
+# --- what comes in between ------------------------------------------------------------------------------------------
+
+
+def one_cover() -> covers.Covers:
+    """A disc of radius 10 pixels, in frame 0 at (20, 10), in frame 1 at (30, 20), gone in frame 2; frame 3 is blank."""
+    return covers.Covers(
+        shapes=(Blob(0.25, (), ()),),
+        pictures=(torch.ones(3, 8, 8),),
+        centre=torch.tensor([[[20.0, 10.0], [30.0, 20.0], [30.0, 20.0], [0.0, 0.0]]]).double(),
+        present=torch.tensor([[True, True, False, False]]),
+        blank=torch.tensor([False, False, False, True]),
+        instead=torch.full((3, 8, 8), 0.5),
+        size=(30, 40),
+    )
+
+
+def test_what_a_cover_hides_by_hand():
+    xy = torch.tensor([[20.0, 10.0], [29.9, 10.0], [30.1, 10.0], [30.0, 20.0]]).double()
+    hidden = covers.hidden(one_cover(), torch.arange(4), xy.expand(4, -1, -1))
+    assert hidden.tolist() == [
+        [True, True, False, False],
+        [False, False, False, True],
+        [False] * 4,
+        [True] * 4,
+    ]
+    assert covers.hidden(one_cover(), torch.tensor([1]), xy[None]).tolist() == [hidden[1].tolist()]
+
+
+def test_covers_are_painted_where_they_hide():
+    cover, black = one_cover(), torch.zeros(4, 3, 30, 40)
+    pasted = covers.paste(cover, black)
+    assert not black.any()
+    y, x = torch.meshgrid(torch.arange(30) + 0.5, torch.arange(40) + 0.5, indexing="ij")
+    centres = torch.stack((x, y), dim=-1).flatten(0, 1).double()
+    hidden = covers.hidden(cover, torch.arange(4), centres.expand(4, -1, -1)).view(4, 30, 40)
+    assert torch.equal((pasted > 0).all(dim=1), hidden)
+    assert (pasted[:2][:, 0][hidden[:2]] == 1).all() and (pasted[3] == 0.5).all()
+
+
+@pytest.mark.parametrize("scene", KINDS)
+def test_covered_points_are_not_visible(scene):
+    variety, hidden = Variety(covers=1.0, blackout=1.0), 0
+    for seed in range(6):
+        without, covered = (
+            make_clip(seed, scene=scene, frames=6, size=(40, 56), points=16, variety=v, anchor=2)
+            for v in (dataclasses.replace(variety, covers=0.0, blackout=0.0), variety)
+        )
+        changed = ((without.video - covered.video).abs().amax(dim=1) > 0.2).float().mean(dim=(1, 2))
+        assert covered.visible[:, 2].all()
+        free = make_clip(seed, scene=scene, frames=6, size=(40, 56), points=16, variety=variety)
+        assert free.visible.any(dim=1).all()
+        hidden += int((~free.visible).all(dim=0).sum())
+        assert changed[2] < 0.95
+    assert hidden > 6  # frames in which nothing is seen
+
+
+def test_covers_leave_most_of_the_picture():
+    for seed in range(30):
+        draws = generator(seed)
+        source = TextureSource(draws, None, 0.0, 1)
+        made = covers.random_covers(draws, source, torch.arange(6).double(), (40, 56), ALL_OF_IT, anchor=3)
+        assert not made.blank[3] and int(made.blank.sum()) <= 2
+        where = torch.rand(1, 500, 2, generator=draws).double() * torch.tensor([56.0, 40.0])
+        assert covers.hidden(made, torch.tensor([3]), where).float().mean() < 0.8
+
+
+# --- light, lens, codec ---------------------------------------------------------------------------------------------
+
+
+def test_blur_takes_each_frame_by_its_kernel():
+    video = torch.rand(2, 3, 9, 11, generator=generator(0))
+    kernels = torch.zeros(2, 3, 3)
+    kernels[0, 1, 1], kernels[1, 1, 2] = 1, 1  # nothing; a shift to the left
+    blurred = photometric.blur(video, kernels)
+    assert torch.equal(blurred[0], video[0])
+    assert torch.equal(blurred[1, :, :, :-1], video[1, :, :, 1:])
+    assert torch.equal(blurred[1, :, :, -1], video[1, :, :, -1])  # the border is repeated
+
+
+def test_compression_rounds_blocks():
+    video = torch.rand(2, 3, 20, 13, generator=generator(0))
+    assert torch.allclose(photometric.compress(video, 1e-6), video, atol=1e-4)
+    coarse = photometric.compress(video, 0.1)
+    assert coarse.shape == video.shape and 0 <= coarse.min() and coarse.max() <= 1
+    assert 0.02 < (coarse - video).abs().mean() < 0.3
+    grey = torch.full((1, 3, 16, 16), 0.5)
+    assert (photometric.compress(grey, 0.1) - grey).abs().max() < 0.05
+    rough = photometric.compress(video[:, :, :16, :8], 1.0)  # nothing but the blocks' means is left
+    assert rough.unflatten(2, (2, 8)).std(dim=(3, 4)).max() < 0.2
+
+
+def test_photometrics_keep_their_range_and_their_picture():
+    video = procedural_textures(3, 48, generator(0))
+    times = torch.arange(3).double()
+    for seed in range(8):
+        changed = photometric.add_photometrics(generator(seed), video, times, ALL_OF_IT)
+        assert changed.shape == video.shape and 0 <= changed.min() and changed.max() <= 1
+        likeness = torch.corrcoef(torch.stack((changed.flatten(), video.flatten())))[0, 1]
+        assert 0.4 < likeness < 0.9999
+
+
 # --- ray casting ----------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +317,7 @@ def test_of_two_boards_in_one_place_one_is_seen():
 @pytest.mark.parametrize("seed", range(4))
 def test_a_ray_through_a_visible_track_ends_on_its_point(seed):
     draws = generator(seed)
-    world = raycast.random_world(draws, torch.arange(4).double() * 2, (48, 64))
+    world = raycast.random_world(draws, torch.arange(4).double() * 2, (48, 64), ALL_OF_IT)
     xy = torch.rand(4, 50, 2, generator=draws, dtype=torch.float64) * torch.tensor([64.0, 48.0])
     solid, unit, depth = raycast.surface_points(world, xy)
     assert torch.isfinite(depth).all()
@@ -259,6 +370,44 @@ def test_wander_keeps_its_speed_and_reach():
         assert (fast[1:] - fast[:-1]).norm(dim=-1).max() < 0.05  # smooth
 
 
+def test_a_view_without_variety_is_still_and_one_with_it_stays_near():
+    times = torch.arange(200).double()
+    for part in camera_view(generator(0), times, NOTHING):
+        assert not part.any()
+    for seed in range(5):
+        roll, zoom, shift = camera_view(generator(seed), times, ALL_OF_IT)
+        assert 0.02 < roll.abs().max() < math.pi + 0.06
+        assert 0.02 < zoom.abs().max() <= 0.8
+        assert 0.0005 < shift.abs().max() <= 0.04
+        assert (shift[1:] - shift[:-1]).norm(dim=-1).mean() > 0.1 * shift.norm(dim=-1).mean()  # it is not smooth
+
+
+def test_variety_is_made_of_probabilities():
+    with pytest.raises(ValueError, match=r"roll=1\.5; expected a probability"):
+        Variety(roll=1.5)
+
+
+def test_limbs_of_solids_hang_together():
+    times = torch.arange(5).double() * 4
+    turn = rotations(torch.rand(5, 3, generator=generator(1)).double())
+    path = torch.rand(5, 3, generator=generator(2)).double()
+    parts = raycast._creature(generator(3), times, turn, path, size=1.0, group=7)
+    body, chains = parts[0], 0
+    for before, part in itertools.pairwise(parts):
+        assert part.group == 7 and part.is_round and part.is_moving
+        start = part.position - 0.9 * part.radii[0] * part.rotation[..., 0]
+        end = before.position + 0.9 * before.radii[0] * before.rotation[..., 0]
+        along_body = ((start - body.position)[:, None] @ body.rotation)[:, 0]
+        hangs_on_limb = torch.allclose(start, end) and before is not body
+        on_axis = along_body[:, 1:].abs().max() < 1e-9 and along_body[:, 0].abs().max() <= 0.9
+        assert hangs_on_limb or on_axis
+        chains += hangs_on_limb
+        if hangs_on_limb:
+            bend = (part.rotation[..., 0] * before.rotation[..., 0]).sum(-1)
+            assert bend.max() - bend.min() > 1e-3  # the joint moves
+    assert chains
+
+
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 
@@ -297,7 +446,7 @@ def test_layers_cover_each_other_by_hand():
 @pytest.mark.parametrize("seed", range(4))
 def test_the_layer_at_a_visible_track_is_its_own(seed):
     draws = generator(seed)
-    stack = layered.random_layers(draws, torch.arange(4).double() * 2, (48, 64))
+    stack = layered.random_layers(draws, torch.arange(4).double() * 2, (48, 64), ALL_OF_IT)
     xy = torch.rand(4, 50, 2, generator=draws, dtype=torch.float64) * torch.tensor([64.0, 48.0])
     layer, x, y = layered.topmost(stack, xy.transpose(1, 2))
     layer, points = layer.flatten(), torch.stack((x, y), dim=-1).flatten(0, 1)
@@ -320,6 +469,38 @@ def test_bending_moves_points_and_never_folds():
         assert slope.max() <= layered.WAVES * layered.STEEPEST_WAVE
         assert stack.bent == tuple(slope.nonzero().flatten().tolist())
     assert stack.bent
+
+
+def test_limbs_of_layers_hang_together():
+    times = torch.arange(5).double() * 4
+    root = torch.eye(3).double().expand(5, 3, 3)
+    parts = layered._creature(generator(2), times, root, group=4)
+    assert all(part.group == 4 and part.moving for part in parts)
+    ends = [(part.homography @ torch.tensor([part.shape.length, 0, 1.0]).double())[:, :2] for part in parts]
+    starts = [part.homography[:, :2, 2] for part in parts]
+    hanging = [any(torch.allclose(start, end) for end in ends) for start in starts]
+    rooted = [bool((start == start[0]).all()) for start in starts]
+    assert all(a or b for a, b in zip(hanging, rooted, strict=True)) and any(hanging)
+    turns = torch.stack([part.homography[:, 0, 0] for part in parts])
+    assert (turns.amax(dim=1) - turns.amin(dim=1) > 1e-3).sum() == len(parts) - 1  # all but the body move
+
+
+def test_a_group_of_layers_shares_texture_and_light():
+    stack = dataclasses.replace(two_cards(), group=(0, 1, 1))
+    draws = generator(0)
+    materials = layered.random_materials(draws, TextureSource(draws, None), stack)
+    assert torch.equal(materials.first_row[1], materials.first_row[2])
+    assert not torch.equal(materials.first_row[0], materials.first_row[1])
+    assert not torch.equal(materials.shift[:, 1], materials.shift[:, 2])
+    gain = layered.random_gain(draws, torch.arange(2).double(), stack.group)
+    assert torch.equal(gain[1], gain[2]) and not torch.equal(gain[0], gain[1])
+
+
+def test_a_capsule_by_hand():
+    capsule = Capsule(0.5, 0.1)
+    x = torch.tensor([0.0, -0.09, -0.11, 0.59, 0.61, 0.25, 0.25])
+    y = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.09, -0.11])
+    assert (capsule.level(x, y) > 0).tolist() == [True, True, False, True, False, True, False]
 
 
 def test_shapes_are_around_the_middle_and_bounded():
@@ -447,3 +628,31 @@ def test_load_textures(tmp_path):
     assert textures.shape == (3, 3, 256, 256)
     assert textures.dtype == torch.uint8
     assert textures[:, :, 128, 128].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+
+
+def test_every_fifth_photograph_is_kept_for_validation(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for i in range(4):
+        image.new("RGB", (20, 20), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    with pytest.raises(ValueError, match=r"4 photographs.*at least 5"):
+        load_textures(tmp_path, "training")
+    for i in range(4, 11):
+        image.new("RGB", (20, 20), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    parts = {part: load_textures(tmp_path, part)[:, 0, 0, 0].tolist() for part in ("training", "validation", None)}
+    assert len(parts["validation"]) == 2 and len(parts["training"]) == 9
+    assert sorted(parts["training"] + parts["validation"]) == sorted(parts[None])
+    with pytest.raises(ValueError, match="part='test'"):
+        load_textures(tmp_path, "test")
+
+
+def test_plain_textures_are_weak_or_repeat():
+    photo = torch.rand(1, 3, 64, 64, generator=generator(0))
+    weak = repeating = 0
+    for seed in range(30):
+        source = TextureSource(generator(seed), photo, plain=1.0)
+        source.procedural = photo[0][None]
+        texture = source.draw()
+        repeats = any(torch.allclose(texture[:, :, side:], texture[:, :, :-side]) for side in (4, 8, 16))
+        repeating += repeats
+        weak += not repeats and texture.std() < 0.7 * photo.std()
+    assert repeating > 5 and weak > 5 and weak + repeating >= 28

@@ -128,7 +128,9 @@ CONFIG = ChronoConfig(
                 "global_pool": "", "pos_embed": "none"},
     grid=(8, 8), stem="conv", norm="token", adapter_channels=8, adapter_heads=2, freeze_vit=False, radius=3.0,
 )  # fmt: skip
-CLIPS = dataclasses.replace(STAGE, name="clips", steps=4, frames=(2, 4), adapters=True, views=2, frames_after=(0, 6), cross_entropy=(1.0, 0.5))
+CLIPS = dataclasses.replace(
+    STAGE, name="clips", steps=4, frames=(2, 4), adapters=True, views=2, frames_after=(0, 6), cross_entropy=(1.0, 0.5)
+)
 RECIPE = Recipe("test", (STAGE, CLIPS), CONFIG)
 
 

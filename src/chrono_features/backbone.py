@@ -12,14 +12,14 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from . import long_video
+from . import long_video, pyramid
 from .adapter import AttentionMixer, TemporalAdapter
 from .checks import check_features, check_queries, check_video
 from .confidence import confidence_weights, with_confidence
 from .config import ChronoConfig, check_grid
 from .frames import prepare_frames
 from .neck import UpsampleNeck
-from .ops.dtypes import wide_dtype
+from .ops.dtypes import unit_length
 from .ops.spatial_attention import describe_spatial_attention
 from .ops.temporal_attention import check_backend
 from .refine import refine_photometric
@@ -179,32 +179,14 @@ class ChronoBackbone(
         """Like `forward` with every adapter switched off: the features that the ViT has of single frames."""
         return self._features(video, grid, nn.ModuleDict())
 
-    def forward_pyramid(
-        self,
-        video: Tensor,  # (B, T, 3, H, W)
-        grid: tuple[int, int] | None = None,
-    ) -> list[Tensor]:
-        """Features at every stride, finest first: those of `forward`, and with `neck="x2"` the tokens below the neck.
-
-        Returns:
-            (B, T, C, h, w) for each entry of `feature_info`, of unit length along C.
-        """
-        x, fine, grid = self._last_block(video, grid, self.adapters)
-        levels = [self.read_out(x, fine, grid)]
-        if self.neck is not None:
-            levels.append(unit_length(rearrange(final_norm(self.vit)(self.patches(x, grid)), "b t h w c -> b t c h w")))
-        return levels
+    def forward_pyramid(self, video: Tensor, grid: tuple[int, int] | None = None) -> list[Tensor]:
+        """Features at every stride, finest first. See `chrono_features.pyramid.forward_pyramid`."""
+        return pyramid.forward_pyramid(self, video, grid)
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """Channels and stride of each level of `forward_pyramid`, as in timm; strides in pixels of patch x grid."""
-        patch, out = max(self.patch_size), self.config.out_channels or self.vit.embed_dim
-        if self.neck is None:
-            return [{"num_chs": out, "reduction": patch, "module": "project" if self.project else "vit"}]
-        return [
-            {"num_chs": out, "reduction": patch // 2, "module": "neck"},
-            {"num_chs": self.vit.embed_dim, "reduction": patch, "module": "vit"},
-        ]
+        """Channels and stride of each level of `forward_pyramid`, as timm's models give them."""
+        return pyramid.feature_info(self)
 
     def iter_features(
         self,
@@ -300,11 +282,12 @@ class ChronoBackbone(
         return save(self, save_directory, adapters_only=adapters_only, **options)
 
     def _features(self, video: Tensor, grid: tuple[int, int] | None, adapters: nn.ModuleDict) -> Tensor:
-        return self.read_out(*self._last_block(video, grid, adapters))
+        return self.read_out(*self.last_block(video, grid, adapters))
 
-    def _last_block(
+    def last_block(
         self, video: Tensor, grid: tuple[int, int] | None, adapters: nn.ModuleDict
     ) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
+        """What `read_out` takes: what the last block returns, (B, T, tokens, C), fine features, and the grid."""
         check_video(video)
         grid = self.config.grid if grid is None else check_grid(grid)
         x, fine = self.embed(video, grid)
@@ -376,8 +359,3 @@ class ChronoBackbone(
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(function, *inputs, use_reentrant=False, **options)
         return function(*inputs, **options)
-
-
-def unit_length(x: Tensor) -> Tensor:  # (B, T, C, h, w), likewise
-    wide = x.to(wide_dtype(x.dtype))
-    return (wide / wide.square().sum(dim=2, keepdim=True).clamp(min=1e-6).sqrt()).to(x.dtype)

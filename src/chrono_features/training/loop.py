@@ -127,8 +127,8 @@ def train(
 
     Args:
         recipe: A `Recipe` or the name of one in `RECIPES`.
-        out: Folder for `checkpoint.pt`, logs (`log.jsonl`, and `tensorboard/`) and, at the end of each stage, its model:
-            of the moving averages of the weights, the one that was best on clips kept for validation.
+        out: Folder for `checkpoint.pt`, logs (`log.jsonl`, and `tensorboard/`) and, at the end of each stage, its
+            model: of the moving averages of the weights, the one that was best on clips kept for validation.
         model: What `from_pretrained` takes; needed by recipes without a configuration of their own.
         textures: Folder of at least five photographs, every fifth of which is kept for validation; without it all
             textures are procedural.
@@ -153,7 +153,10 @@ def train(
     out = Path(out)
     if mixed_precision is None:
         mixed_precision = "bf16" if torch.cuda.is_available() else "no"
-    accelerator = Accelerator(mixed_precision=mixed_precision, log_with="tensorboard", project_dir=out)
+    several_on_cpu = not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    accelerator = Accelerator(  # which would take several processes without a GPU for so many runs of one
+        mixed_precision=mixed_precision, cpu=several_on_cpu, log_with="tensorboard", project_dir=out
+    )
     if accelerator.device.type == "cpu":
         torch.set_flush_denormal(True)  # zero-initialised layers make denormals, which slow Adam tenfold
     out.mkdir(parents=True, exist_ok=True)

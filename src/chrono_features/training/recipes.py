@@ -23,8 +23,8 @@ class Stage:
         learning_rate: Peak of the one-cycle schedule.
         views: Queries a track, in different frames: with two of them, pairs are matched in both directions.
         adapters: Whether the temporal adapters are switched on.
-        frames_after: What the adapters' frames after are drawn from at every step, so that one model serves whole clips,
-            short delays and none; empty leaves the configuration's window.
+        frames_after: What the adapters' frames after are drawn from at every step, so that one model serves whole
+            clips, short delays and none; empty leaves the configuration's window.
         scene: Kind of synthetic scene, see `make_clip`.
         variety: How varied the scenes are.
         warm_up: Share of the steps in which the learning rate rises.
@@ -96,12 +96,12 @@ TINY = Recipe(
         # Single frames first: matching has to exist before time can help it.
         Stage(
             name="frames",
-            steps=5000,
+            steps=3800,
             frames=(2, 4),
             gap=(1, 12),
             size=(128, 128),
             grid=(16, 16),
-            batch=6,
+            batch=3,
             tracks=96,
             views=2,
             learning_rate=8e-4,
@@ -111,7 +111,7 @@ TINY = Recipe(
         ),
         Stage(
             name="clips",
-            steps=1500,
+            steps=900,
             frames=(6, 16),
             gap=(0.7, 3),
             size=(192, 192),
@@ -127,7 +127,7 @@ TINY = Recipe(
         ),
         Stage(
             name="visibility",
-            steps=300,
+            steps=200,
             frames=(8, 16),
             gap=(0.7, 3),
             size=(192, 192),

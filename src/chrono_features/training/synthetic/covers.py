@@ -14,7 +14,6 @@ from .shapes import Shape, random_shape
 from .textures import TextureSource
 from .variety import Variety
 
-
 MOST_COVERED = 0.6  # share of the frames; a clip with more of it goes without
 PROBES = 64  # positions a frame at which that is looked up
 

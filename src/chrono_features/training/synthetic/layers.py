@@ -21,7 +21,7 @@ from .motion import camera_view, wander
 from .picture import render_frames
 from .shapes import Capsule, Shape, random_shape
 from .textures import TextureSource
-from .variety import Variety
+from .variety import USUAL, Variety
 
 BACKGROUND = 0  # index of the backmost layer; layer k is behind layer k + 1
 WAVES = 2
@@ -144,9 +144,7 @@ def render(layers: Layers, materials: Materials, gain: Tensor, device: torch.dev
 # --- random scenes --------------------------------------------------------------------------------------------------
 
 
-def random_layers(
-    generator: Generator, times: Tensor, size: tuple[int, int], variety: Variety = Variety()
-) -> Layers:
+def random_layers(generator: Generator, times: Tensor, size: tuple[int, int], variety: Variety = USUAL) -> Layers:
     camera = _camera(generator, times, variety)
     parts = [_Part(camera, None, False)]
     with_creature = chance(generator, variety.creature)

@@ -21,7 +21,7 @@ from .materials import Materials, lookup, make_materials
 from .motion import camera_view, rotations, wander
 from .picture import render_frames
 from .textures import TextureSource
-from .variety import Variety
+from .variety import USUAL, Variety
 
 NEAR = 0.05  # nothing nearer than this is seen
 ROOM = 0  # index of the room among the solids
@@ -243,9 +243,7 @@ class _Solid:
     group: int = 0
 
 
-def random_world(
-    generator: Generator, times: Tensor, size: tuple[int, int], variety: Variety = Variety()
-) -> World:
+def random_world(generator: Generator, times: Tensor, size: tuple[int, int], variety: Variety = USUAL) -> World:
     frames = len(times)
     view = 2 * math.tan(uniform(generator, 0.35, 0.75))  # width of the longer side of the frame at depth 1
     room = torch.stack([uniforms(generator, low, high) for low, high in ((4.0, 8.0), (2.5, 5.0), (6.0, 10.0))])
@@ -296,9 +294,7 @@ def random_world(
     )
 
 
-def _creature(
-    generator: Generator, times: Tensor, turn: Tensor, path: Tensor, size: float, group: int
-) -> list[_Solid]:
+def _creature(generator: Generator, times: Tensor, turn: Tensor, path: Tensor, size: float, group: int) -> list[_Solid]:
     """An ellipsoid with jointed limbs of thin ellipsoids."""
 
     def ellipsoid(rotation: Tensor, position: Tensor, length: float, thickness: float) -> _Solid:

@@ -12,7 +12,7 @@ from .covers import Covers, hidden, paste, random_covers
 from .draws import branch, integer, log_uniform
 from .photometric import add_photometrics
 from .textures import TextureSource
-from .variety import Variety
+from .variety import USUAL, Variety
 
 SCENES = ("mixed", "raycast", "layers")
 
@@ -39,7 +39,7 @@ def make_clip(
     frame_step: float | None = None,
     anchor: int | None = None,
     photometric: bool = True,
-    variety: Variety = Variety(),
+    variety: Variety = USUAL,
 ) -> Clip:
     """Makes the clip that belongs to a seed; the same arguments give the same clip on every machine.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -180,8 +181,12 @@ class TextureSource:
 
     def __init__(self, generator: Generator, photos: Tensor | None, plain: float = 0.25, procedural_count: int = 4):
         self.generator, self.photos, self.plain = generator, photos, plain
-        procedural = procedural_textures(procedural_count if photos is None else 1, PHOTO_SIZE, generator)
-        self.procedural = procedural if photos is None else procedural.to(photos.device)
+        self.procedural_count = procedural_count if photos is None else 1
+
+    @cached_property
+    def procedural(self) -> Tensor:  # [P, 3, S, S], made when the first is drawn
+        made = procedural_textures(self.procedural_count, PHOTO_SIZE, self.generator)
+        return made if self.photos is None else made.to(self.photos.device)
 
     def draw(self) -> Tensor:  # [3, S, S] float32 in [0, 1], on the CPU or where the photographs are
         if self.photos is None or chance(self.generator, 0.15):

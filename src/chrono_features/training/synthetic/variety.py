@@ -39,4 +39,5 @@ class Variety:
                 raise ValueError(f"{name}={value!r}; expected a probability, 0 to 1")
 
 
+USUAL = Variety()
 NOTHING = Variety(**dict.fromkeys(Variety.__dataclass_fields__, 0.0))
