@@ -654,3 +654,37 @@ def test_confidence_of_a_model_that_was_not_calibrated(idle_model, clip, refine,
     idle_model.config = idle_model.config.replace(**other)
     with pytest.raises(ValueError, match=rf"confidence=True for a model whose {field} is None; expected"):
         idle_model.track(clip(), torch.zeros(1, 1, 3), refine=refine, confidence=True)
+
+
+# --- Pyramids ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_pyramid_has_the_features_and_the_tokens_below_the_neck(small_config):
+    config = small_config(stem="conv", neck="x2", out_channels=24, vit="vit_tiny_patch16_224", norm="token",
+                          vit_kwargs={"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3,
+                                      "class_token": False, "global_pool": "", "pos_embed": "none"},
+                          grid=(8, 8))  # fmt: skip
+    model = ChronoBackbone(config)
+    video = torch.rand(1, 3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    fine, coarse = model.forward_pyramid(video)
+    assert torch.equal(fine, model(video))
+    assert model.feature_info == [
+        {"num_chs": 24, "reduction": 4, "module": "neck"},
+        {"num_chs": 48, "reduction": 8, "module": "vit"},
+    ]
+    for level, info in zip((fine, coarse), model.feature_info, strict=True):
+        assert level.shape == (1, 3, info["num_chs"], 64 // info["reduction"], 64 // info["reduction"])
+        torch.testing.assert_close(level.norm(dim=2), torch.ones_like(level[:, :, 0]))
+    coarse.sum().backward()
+    assert model.neck.out.weight.grad is None  # tokens from below it
+
+
+@pytest.mark.parametrize("out_channels", [None, 24])
+def test_a_pyramid_without_a_neck_has_one_level(small_config, out_channels):
+    model = ChronoBackbone(small_config(out_channels=out_channels))
+    size = tuple(g * p for g, p in zip(model.config.grid, model.patch_size, strict=True))
+    video = torch.rand(1, 2, 3, *size, generator=torch.Generator().manual_seed(0))
+    (level,) = model.forward_pyramid(video)
+    (info,) = model.feature_info
+    assert torch.equal(level, model(video))
+    assert level.shape[2] == info["num_chs"] and size[0] // level.shape[3] == info["reduction"]

@@ -649,7 +649,8 @@ def test_masks_with_and_without_features(tmp_path) -> None:
     xy = moving(None, torch.from_numpy(queries)[None], None).xy[0].numpy()
     consistency = mask_consistency(xy, np.ones(xy.shape[:2], bool), objects, video.masks)
     assert second["metrics"] == consistency == {"mask_precision": 1.0, "mask_recall": 1.0}
-    assert first["metrics"] == {**propagation_metrics(features(None)[0], video), **consistency}
+    plain, coloured = (propagation_metrics(features(None)[0], video, frames) for frames in (None, video.frames))
+    assert first["metrics"] == {**plain, "J&F, colours": coloured["J&F"], **consistency}
     assert {"J", "F", "J&F"} < first["metrics"].keys()
     (row, _) = (r for r in results["summary"] if r["tracker"] == "features")
     assert row["metrics"]["J&F"] == first["metrics"]["J&F"]

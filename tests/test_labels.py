@@ -134,6 +134,30 @@ def test_labels_are_averages():
     assert (found.amin((1, -2, -1)) >= low).all() and (found.amax((1, -2, -1)) <= high).all()
 
 
+def test_colours_join_the_similarity():
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(1, 3, 8, 4, 5, generator=generator) * 3
+    video = (torch.rand(1, 3, 3, 8, 10, generator=generator) * 255).byte()
+    labels = torch.rand(1, 2, 4, 5, generator=generator)
+    cells = F.interpolate(video[0].float() / 255, (4, 5), mode="bilinear", antialias=True) * 4 - 2
+    colours = F.normalize(torch.cat([cells, torch.ones(3, 1, 4, 5)], dim=1), dim=1)[None]
+    joined = torch.cat([F.normalize(features, dim=2) * 0.05**0.5, colours * 0.95**0.5], dim=2)
+    found = propagate_labels(features, labels, video=video)
+    torch.testing.assert_close(found, propagate_labels(joined, labels), rtol=0, atol=1e-5)
+    assert not torch.allclose(found, propagate_labels(features, labels), atol=1e-2)
+    alike = torch.ones(1, 3, 8, 4, 5)
+    torch.testing.assert_close(
+        propagate_labels(alike, labels, video=video),
+        propagate_labels(colours, labels, temperature=9.5),
+        atol=1e-4,
+        rtol=0,
+    )
+    with pytest.raises(ValueError, match="with the video's B=1, T=2"):
+        propagate_labels(features, labels, video=video[:, :2])
+    with pytest.raises(ValueError, match="video"):
+        propagate_labels(features, labels, video=video[:, :, :2])
+
+
 def test_only_directions_of_features_matter():
     features, labels = torch.randn(1, 4, 8, 5, 6), torch.rand(1, 2, 5, 6)
     longer = features * (torch.rand(1, 4, 1, 5, 6) * 9 + 0.5)

@@ -119,10 +119,11 @@ def test_textures_given_are_used(scene):
     red = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     red[:, 0] = torch.randint(100, 255, (2, 32, 32), generator=generator(0), dtype=torch.uint8)
     bare = {"scene": scene, "photometric": False, "variety": NOTHING}
-    lit = make_clip(4, **bare, **{**SMALL, "textures": red}).video
-    assert (lit.amin(dim=1) < 0.05).float().mean() > 0.3  # a channel is black wherever a photograph is seen
-    plain = make_clip(4, **bare, **SMALL).video
-    assert (plain.amin(dim=1) < 0.05).float().mean() < 0.3
+    black = [
+        torch.cat([make_clip(seed, **bare, **options).video.amin(dim=1) < 0.05 for seed in range(4, 8)]).float().mean()
+        for options in ({**SMALL, "textures": red}, SMALL)
+    ]
+    assert black[1] < 0.3 < 0.4 < black[0]  # a channel is black wherever a photograph is seen
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,7 @@ def test_compression_rounds_blocks():
     video = torch.rand(2, 3, 20, 13, generator=generator(0))
     assert torch.allclose(photometric.compress(video, 1e-6), video, atol=1e-4)
     coarse = photometric.compress(video, 0.1)
-    assert coarse.shape == video.shape and 0 <= coarse.min() and coarse.max() <= 1
+    assert coarse.shape == video.shape and coarse.min() >= 0 and coarse.max() <= 1
     assert 0.02 < (coarse - video).abs().mean() < 0.3
     grey = torch.full((1, 3, 16, 16), 0.5)
     assert (photometric.compress(grey, 0.1) - grey).abs().max() < 0.05
@@ -251,7 +252,7 @@ def test_photometrics_keep_their_range_and_their_picture():
     times = torch.arange(3).double()
     for seed in range(8):
         changed = photometric.add_photometrics(generator(seed), video, times, ALL_OF_IT)
-        assert changed.shape == video.shape and 0 <= changed.min() and changed.max() <= 1
+        assert changed.shape == video.shape and changed.min() >= 0 and changed.max() <= 1
         likeness = torch.corrcoef(torch.stack((changed.flatten(), video.flatten())))[0, 1]
         assert 0.4 < likeness < 0.9999
 

@@ -46,6 +46,23 @@ def test_visibility_loss_by_hand():
     assert torch.autograd.grad(loss, xy, allow_unused=True) == (None,)
 
 
+def test_balanced_visibility_loss_by_hand():
+    """However many points of a kind there are, the kind weighs one half."""
+    logits = torch.tensor([[1.0, -2.0], [0.5, 3.0], [0.2, 1.0], [-1.0, 0.0]], requires_grad=True)
+    xy = torch.tensor([[7.0, 0.0], [5.0, 0.0], [0.0, 0.0], [90.0, 0.0]])  # far, near, near, far but hidden
+    visible = torch.tensor([True, True, True, False])
+
+    def entropy(logit, truth):
+        return -math.log(1 / (1 + math.exp(-logit if truth else logit)))
+
+    hidden, seen = entropy(-1.0, True), sum(entropy(x, False) for x in (1.0, 0.5, 0.2)) / 3
+    far, near = entropy(-2.0, True), (entropy(3.0, False) + entropy(1.0, False)) / 2
+    loss = visibility_loss(logits, xy, torch.zeros(4, 2), visible, balanced=True)
+    assert loss.item() == pytest.approx((hidden + seen) / 2 + (far + near) / 2, rel=1e-6)
+    none_hidden = visibility_loss(logits[:3], xy[:3], torch.zeros(3, 2), visible[:3], balanced=True)
+    assert none_hidden.item() == pytest.approx(seen + (far + near) / 2, rel=1e-6)
+
+
 def test_grid_cross_entropy_by_hand():
     similarity = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
     cells = torch.tensor([[2.25, 1.5], [0.0, 3.7], [4.0, 4.0]])  # between two cells; beyond the outer centres; unscored
@@ -81,6 +98,22 @@ def test_queries_are_drawn_from_visible_frames():
     assert len(frame.unique()) == 7
 
 
+def test_more_views_are_queries_in_other_frames():
+    generator = torch.Generator().manual_seed(0)
+    tracks = torch.rand(100, 5, 2, generator=generator)
+    visible = torch.rand(100, 5, generator=generator) < 0.5
+    visible[:50, 0] = True
+    visible[50:] = torch.arange(5) == 3  # seen once only
+    queries = draw_queries(tracks, visible, generator, views=2).unflatten(0, (2, 100))
+    frames = queries[..., 0].long()
+    for view in range(2):
+        assert visible[torch.arange(100), frames[view]].all()
+        assert torch.equal(queries[view, :, 1:], tracks[torch.arange(100), frames[view]])
+    twice = visible.sum(dim=1) > 1
+    assert (frames[0] != frames[1])[twice].all() and twice.sum() > 40
+    assert (frames[:, 50:] == 3).all()
+
+
 def test_augmentation_is_the_same_for_all_frames_and_by_seed():
     frame = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     video = frame.expand(4, -1, -1, -1).clone()
@@ -107,6 +140,16 @@ def test_a_step_decides_its_batch():
     assert first.tracks.shape == (2, 16, 2, 2) and first.visible.shape == (2, 16, 2)
     seen = first.visible.gather(2, first.queries[..., :1].long())[..., 0]
     assert seen.all()
+
+
+def test_a_step_draws_its_frames_and_processes_agree_on_them():
+    stage = dataclasses.replace(STAGE, frames=(2, 5), batch=1, tracks=4, views=2)
+    mine, other = (SyntheticBatches(stage, None, rank=rank, world=2) for rank in range(2))
+    lengths = [mine[step].video.shape[1] for step in range(8)]
+    assert set(lengths) <= {2, 3, 4, 5} and len(set(lengths)) > 2
+    assert lengths == [other[step].video.shape[1] for step in range(8)]
+    assert mine[0].queries.shape == (1, 8, 3) and mine[0].tracks.shape == (1, 8, lengths[0], 2)
+    assert torch.equal(mine[0].tracks[:, :4], mine[0].tracks[:, 4:])
 
 
 def test_processes_and_seeds_see_clips_of_their_own():
@@ -173,6 +216,80 @@ def test_a_run_saves_each_stage(uninterrupted):
         ("clips", i + 1) for i in range(4)
     ]
     assert sum("validation_delta" in line for line in lines) == 2
+
+
+def test_the_best_average_is_kept(uninterrupted, tmp_path, monkeypatch):
+    """Not the last weights, and of the averages the one that was best on clips kept for validation."""
+    scores = iter([0.7, 0.9, 0.8])
+    states = []
+
+    def score(self, batch, stage, progress=1.0):
+        states.append({name: value.clone() for name, value in self.state_dict().items()})
+        return {"delta": torch.tensor(next(scores)), "visibility": torch.tensor(1.0)}
+
+    training = loop.Trainee.forward
+    monkeypatch.setattr(
+        loop.Trainee, "forward", lambda self, *a: training(self, *a) if self.training else score(self, *a)
+    )
+    monkeypatch.setattr(loop, "VALIDATE_EVERY", 3)
+    model = run(tmp_path, dataclasses.replace(RECIPE, stages=(STAGE,)))
+    assert len(states) == 3
+    best = {name.removeprefix("backbone."): value for name, value in states[1].items() if "backbone" in name}
+    assert all(torch.equal(value, best[name]) for name, value in model.state_dict().items())
+    last = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
+    assert any(not torch.equal(value, states[2][name]) for name, value in last.items())
+
+
+def test_a_run_is_logged_for_tensorboard(uninterrupted):
+    assert list((uninterrupted[1] / "tensorboard").glob("events.*"))
+
+
+def test_validation_sees_other_photographs(tmp_path, monkeypatch):
+    image = pytest.importorskip("PIL.Image")
+    for i in range(5):
+        image.new("RGB", (32, 32), (0, 255 if i == 4 else 0, 100)).save(tmp_path / f"{i}.png")
+    seen = {True: set(), False: set()}
+    make = data.make_clip
+
+    def remember(*args, textures, **options):
+        seen[options["frame_step"] == 0.5].add(int(textures[:, 1].max()))
+        return make(*args, textures=textures, **options)
+
+    monkeypatch.setattr(data, "make_clip", remember)
+    build = SyntheticBatches.__init__
+
+    def mark(self, stage, textures, *args, augment=True, **options):  # validation clips by their speed
+        stage = dataclasses.replace(stage, gap=(1.0, 1.0) if augment else (0.5, 0.5))
+        build(self, stage, textures, *args, augment=augment, **options)
+
+    monkeypatch.setattr(SyntheticBatches, "__init__", mark)
+    run(tmp_path / "out", dataclasses.replace(RECIPE, stages=(STAGE,)), steps=2, textures=tmp_path)
+    assert seen == {True: {255}, False: {0}}
+
+
+def test_look_ahead_sets_the_window_of_attention():
+    trainee = loop.Trainee(ChronoBackbone(CONFIG.replace(window=(4, 2))))
+    video = torch.rand(1, 6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for adapter in trainee.backbone.adapters.values():
+        torch.nn.init.normal_(adapter.conv_out.weight)
+
+    def first_frame(video):
+        return trainee.backbone(video)[:, 0]
+
+    changed = video.clone()
+    changed[:, 2] = 0
+    for frames, sees_it in ((None, True), (0, False), (1, False), (5, True), (None, True)):
+        trainee.look_ahead(frames)
+        assert torch.equal(first_frame(video), first_frame(changed)) != sees_it
+
+
+def test_frames_after_are_drawn_at_every_step(tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(loop.Trainee, "look_ahead", lambda self, frames: used.append(frames))
+    run(tmp_path, dataclasses.replace(RECIPE, stages=(dataclasses.replace(CLIPS, steps=8),)))
+    *training, validation, saving = used
+    assert validation is None and saving is None
+    assert len(training) == 8 and set(training) == {0, 6}
 
 
 class Killed(Exception):

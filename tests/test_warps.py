@@ -352,18 +352,22 @@ def test_held_out_entries():
     data = HeldOut("", SIZE)
     entries = list(data)
     assert data.kind == "synthetic"
-    assert data.total() == len(entries) == len({entry.name for entry in entries}) == 24
-    for group in ("synthetic/raycast", "synthetic/layers"):
+    assert data.total() == len(entries) == len({entry.name for entry in entries}) == 36
+    for group in ("synthetic/raycast", "synthetic/layers", "synthetic/occluded"):
         assert sum(entry.group == group for entry in entries) == 12
 
 
-@pytest.mark.parametrize(("index", "scene"), [(0, "raycast"), (23, "layers")])
-def test_held_out_clips_are_the_generators(monkeypatch, index, scene):
+@pytest.mark.parametrize(
+    ("index", "group", "scene"),
+    [(0, "raycast", "raycast"), (34, "layers", "layers"), (2, "occluded", "raycast"), (5, "occluded", "layers")],
+)
+def test_held_out_clips_are_the_generators(monkeypatch, index, group, scene):
     monkeypatch.setattr(heldout, "FRAMES", 6)
     entry = list(HeldOut("", (32, 40), first=7))[index]
     video = entry.load()
-    clip = make_clip(heldout.FIRST_SEED + 7 + index, frames=6, size=(32, 40), points=128, scene=scene)
-    assert (video.name, video.group) == (entry.name, entry.group) == (f"synthetic/{scene}/{index:02d}", entry.group)
+    variety = {"variety": heldout.OCCLUDED} if group == "occluded" else {}
+    clip = make_clip(heldout.FIRST_SEED + 7 + index, frames=6, size=(32, 40), points=128, scene=scene, **variety)
+    assert (video.name, video.group) == (entry.name, entry.group) == (f"synthetic/{group}/{index:02d}", entry.group)
     assert (video.frames.float() / 255 - clip.video).abs().max() <= 0.5 / 255 + 1e-6
     assert video.frames.dtype == torch.uint8
     assert np.array_equal(video.xy, clip.tracks.numpy())
@@ -387,14 +391,16 @@ def test_held_out_seeds_are_never_trained_on():
     assert VALIDATION_SEED < heldout.FIRST_SEED and heldout.FIRST_SEED + heldout.CLIPS < 2**32
 
 
-def test_held_out_textures(folder, tmp_path, monkeypatch):
+def test_held_out_textures(tmp_path, monkeypatch):
+    """Those that training keeps for validation."""
     monkeypatch.setattr(heldout, "FRAMES", 2)
-    data = HeldOut(folder, (24, 24))
-    clip = make_clip(
-        heldout.FIRST_SEED, frames=2, size=(24, 24), points=128, scene="raycast", textures=load_textures(folder)
-    )
+    for i in range(5):
+        Image.fromarray(waves(40, 40) // (i + 1)).save(tmp_path / f"{i}.png")
+    data = HeldOut(tmp_path, (24, 24))
+    kept = load_textures(tmp_path, "validation")
+    clip = make_clip(heldout.FIRST_SEED, frames=2, size=(24, 24), points=128, scene="raycast", textures=kept)
     video = next(iter(data)).load()
     assert torch.equal(video.frames, (255 * clip.video).round().byte())
-    (tmp_path / "a.png").write_bytes(b"not a picture")
+    (tmp_path / "4.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match="path: a photograph.*is not read"):
         next(iter(HeldOut(tmp_path))).load()

@@ -9,6 +9,7 @@ from torch import Tensor
 from .config import ChronoConfig
 from .ops.dtypes import wide_dtype
 
+PIXELS = ChronoConfig("none, raw pixels", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 PREPARED_TOGETHER = 16  # frames: a wide copy of a whole high-resolution clip would not fit
 
 
@@ -32,3 +33,12 @@ def prepare_frames(
                 chunk = F.interpolate(chunk, size, mode="bilinear", align_corners=False, antialias=config.antialias)
         prepared.append(((chunk - mean) / std).to(dtype))
     return torch.cat(prepared)
+
+
+def cell_colours(
+    video: Tensor,  # (B, T, 3, H, W)
+    grid: tuple[int, int],
+) -> Tensor:
+    """Raw colours as features, (B, T, 4, h, w): the mean colour of each cell, and 1, at unit length."""
+    cells = prepare_frames(video.flatten(0, 1), PIXELS, (1, 1), grid, torch.float32)
+    return F.normalize(F.pad(cells, (0, 0, 0, 0, 0, 1), value=1.0), dim=1).unflatten(0, video.shape[:2])

@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_features
+from .checks import check_features, check_video
+from .frames import cell_colours
 from .ops.dtypes import wide_dtype
 from .ops.matching import default_budget
+
+COLOUR = 0.95  # of the similarity, where colours join: of 0.8, 0.95 and 0.99 the best on synthetic clips
 
 
 @torch.no_grad()
@@ -20,6 +23,7 @@ def propagate_labels(
     features: Tensor,  # (B, T, C, h, w)
     labels: Tensor,  # (B, K, H, W) floating or bool, or (B, H, W) whole numbers
     *,
+    video: Tensor | None = None,  # (B, T, 3, H, W)
     context: int = 7,
     neighbours: int = 5,
     radius: int | None = 12,
@@ -38,6 +42,9 @@ def propagate_labels(
         labels: Labels of the first frame at any resolution, resized to the features' grid by area. Either K channels
             of floating values or masks; or a map of labels 0, 1, ..., where 0 is usually the background: it stands for
             one mask for each label from 0 to the largest, and `.argmax(2)` of the result is such a map again.
+        video: Where it is given, raw colours join the features: similarity is then for 0.05 that of the features and
+            for 0.95 that of the cells' mean colours, which vary far less. Colours follow outlines closely, features
+            tell apart what is of one colour.
         context: How many frames before its own a frame sees, beside the first.
         neighbours: How many cells a cell's label is averaged over.
         radius: Most rows, and most columns, that may lie between a cell and its neighbours; None for no limit.
@@ -52,12 +59,19 @@ def propagate_labels(
     """
     check_features(features)
     _check_labels(labels, len(features))
+    if video is not None:
+        check_video(video)
+        check_features(features, video)
     for name, value, least in (("context", context, 0), ("neighbours", neighbours, 1), ("radius", radius, 0)):
         if not (isinstance(value, int) and value >= least) and not (name == "radius" and value is None):
             raise ValueError(f"{name}={value!r}; expected a whole number, {least} or more")
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature={temperature!r}; expected a finite number above 0")
     height, width = features.shape[-2:]
+    if video is not None:
+        colours = cell_colours(video.to(features.device), (height, width)).to(features)
+        parts = (F.normalize(features, dim=2), (1 - COLOUR) ** 0.5), (colours, COLOUR**0.5)
+        features = torch.cat([part * weight for part, weight in parts], dim=2)
     labels = labels.to(features.device)
     if labels.ndim == 3:
         labels = labels[:, None] == torch.arange(int(labels.max()) + 1, device=labels.device)[:, None, None]

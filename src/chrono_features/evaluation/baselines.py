@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..config import ChronoConfig, check_grid
-from ..frames import prepare_frames
+from ..frames import PIXELS, cell_colours, prepare_frames
 from ..tracks import Tracks
 
 LK_OPTIONS: dict[str, Any] = {"winSize": (21, 21), "maxLevel": 4}
 LK_CYCLE_ERROR = 1.5  # pixels
 FRAMES_TOGETHER = 8
-PIXELS = ChronoConfig("none, raw pixels", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 FINEST_WANTED = 8  # stride of the stage of a convolutional network that is taken unless another is named
 
 
@@ -121,8 +120,7 @@ class ColourFeatures(nn.Module):
         video: Tensor,  # (B, T, 3, H, W)
     ) -> Tensor:
         """Features (B, T, 4, h, w)."""
-        cells = prepare_frames(video.flatten(0, 1), PIXELS, (1, 1), self.grid, torch.float32)
-        return F.normalize(F.pad(cells, (0, 0, 0, 0, 0, 1), value=1.0), dim=1).unflatten(0, video.shape[:2])
+        return cell_colours(video, self.grid)
 
 
 class TimmFeatures(nn.Module):

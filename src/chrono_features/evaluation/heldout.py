@@ -10,30 +10,35 @@ import numpy as np
 from torch import Tensor
 
 from ..training.data import VALIDATION_SEED
-from ..training.synthetic import load_textures, make_clip
+from ..training.synthetic import Variety, load_textures, make_clip
+from ..training.synthetic.variety import USUAL
 from .data import SIZE, Entry, LabelledVideo
 from .warps import names_and_bytes, photographs
 
 FIRST_SEED = VALIDATION_SEED + 1000  # those before are for validation during training
-CLIPS = 24
+CLIPS = 36
 FRAMES = 24
 POINTS = 128
-SCENES = ("raycast", "layers")  # in turn
+GROUPS = ("raycast", "layers", "occluded")  # in turn
+OCCLUDED = Variety(covers=1.0, blackout=0.5)
 
 
 class HeldOut:
-    """Clips of the training generator, from seeds that it is never trained on; half ray-cast, half layered.
+    """Clips of the training generator, from seeds and photographs that it is never trained on.
+
+    A third is ray-cast, a third layered, and in a third, of either kind, much is covered for a while.
 
     Every track is visible in some frame, half of them on things that move by themselves.
 
     Args:
-        path: A folder of photographs for textures; "" makes all textures procedural.
+        path: A folder of at least five photographs for textures, of which those are taken that training keeps for
+            validation; "" makes all textures procedural.
         size: (height, width) of the frames; None is the same as the default.
         first: Number of the first clip, among all that training never sees.
 
     Raises:
         FileNotFoundError: `path` is no folder.
-        ValueError: No photographs are below it.
+        ValueError: There are fewer photographs below it.
     """
 
     kind = "synthetic"
@@ -44,7 +49,7 @@ class HeldOut:
 
     def __iter__(self) -> Iterator[Entry]:
         for index in range(CLIPS):
-            group = f"synthetic/{SCENES[index % 2]}"
+            group = f"synthetic/{GROUPS[index % 3]}"
             yield Entry(f"{group}/{index:02d}", group, partial(self._load, index))
 
     def total(self) -> int:
@@ -65,24 +70,26 @@ class HeldOut:
     @cached_property
     def _textures(self) -> Tensor | None:
         try:
-            return load_textures(self.path) if self.path else None
+            return load_textures(self.path, "validation") if self.path else None
         except OSError as error:
             raise ValueError(f"path: a photograph below {self.path} is not read: {error}") from error
 
     def _load(self, index: int) -> LabelledVideo:
-        scene = SCENES[index % 2]
+        group = GROUPS[index % 3]
+        occluded = group == "occluded"
         clip = make_clip(
             FIRST_SEED + self.first + index,
             frames=FRAMES,
             size=self.size,
             points=POINTS,
-            scene=scene,
+            scene=GROUPS[index // 3 % 2] if occluded else group,
             textures=self._textures,
+            variety=OCCLUDED if occluded else USUAL,
         )
         visible = clip.visible.numpy()
         return LabelledVideo(
-            f"synthetic/{scene}/{index:02d}",
-            f"synthetic/{scene}",
+            f"synthetic/{group}/{index:02d}",
+            f"synthetic/{group}",
             frames=(255 * clip.video).round().byte(),
             xy=clip.tracks.double().numpy(),
             occluded=~visible,

@@ -53,7 +53,8 @@ class Clip:
         if features is None:
             return {}
         if self._propagation is None:
-            self._propagation = propagation_metrics(features[0], video)
+            with_colours = propagation_metrics(features[0], video, self.video[0])["J&F"]
+            self._propagation = {**propagation_metrics(features[0], video), "J&F, colours": with_colours}
         return self._propagation
 
 

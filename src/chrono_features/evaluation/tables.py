@@ -19,6 +19,7 @@ TITLES = {
     "J&F": "J&F",
     "J": "J",
     "F": "F",
+    "J&F, colours": "J&F, with colours",
     "mask_precision": "in mask",
     "mask_recall": "recall",
 }

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -295,7 +295,7 @@ class _StageRun:
         textures = None if self.photographs is None else self.photographs.validation
         data = SyntheticBatches(stage, textures, device=self.accelerator.device, augment=False)
         data.first = VALIDATION_SEED
-        model = self.averaged.module.eval()
+        model = cast(Trainee, self.averaged.module).eval()
         model.look_ahead(None)
         with self.accelerator.autocast():
             results = [model(data[i].to(self.accelerator.device), stage) for i in range(len(data))]

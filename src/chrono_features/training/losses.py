@@ -53,9 +53,10 @@ def visibility_loss(
 
 def _balanced_mean(loss: Tensor, truth: Tensor, scored: Tensor) -> Tensor:
     """The mean over the classes, of those that are there, of the mean within each."""
-    members = [scored & truth, scored & ~truth]
-    there = sum(m.any().to(loss.dtype) for m in members)
-    return sum((loss * m).sum() / m.sum().clamp(min=1) for m in members) / torch.as_tensor(there).clamp(min=1)
+    members = torch.stack([scored & truth, scored & ~truth]).flatten(1)
+    sizes = members.sum(dim=1)
+    means = (loss.flatten() * members).sum(dim=1) / sizes.clamp(min=1)
+    return means.sum() / (sizes > 0).sum().clamp(min=1)
 
 
 def grid_cross_entropy(

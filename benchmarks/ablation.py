@@ -1,0 +1,157 @@
+"""What clips are made of, and how time is mixed, at small scale: `python -m benchmarks.ablation --table time ...`.
+
+*scenes*: the recipe's first stage, much shortened, from nothing, on clips with more and more in them. *time*: short
+trainings from the same network with fresh adapters of different kinds, on clips with long occlusions. All of one table
+see the same clips for as many steps, and are scored on held-out clips (and *scenes* also on warps of `--warps`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import multiprocessing
+import statistics
+import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chrono_features import ChronoBackbone
+from chrono_features.evaluation.contenders import from_model
+from chrono_features.evaluation.heldout import HeldOut
+from chrono_features.evaluation.scores import Clip, track_records
+from chrono_features.evaluation.warps import Warps
+from chrono_features.files import write_beside
+from chrono_features.training import Recipe, Stage, train
+from chrono_features.training.recipes import TINY
+from chrono_features.training.synthetic import Variety
+from chrono_features.training.synthetic.variety import NOTHING
+
+from . import harness
+
+SIZE, GRID = (128, 128), (16, 16)
+COVERED = Variety(covers=1.0, blackout=0.5)
+TIME = Stage(
+    "clips", 300, (12, 12), (0.7, 3), SIZE, GRID, 1, 96, 4e-4, views=2, cross_entropy=(1.0, 0.5), variety=COVERED
+)
+SCENES = dataclasses.replace(TINY.stages[0], steps=500, batch=4, frames=(3, 3))
+SMALL = TINY.config.replace(vit_kwargs={**TINY.config.vit_kwargs, "embed_dim": 144, "depth": 4})
+KINDS_OF_TIME: dict[str, dict[str, Any]] = {
+    "no time, window (0, 0)": {"window": (0, 0)},
+    "attention, all blocks": {},
+    "attention, causal, window (6, 0)": {"window": (6, 0)},
+    "conv1d, all blocks": {"mixer": "conv1d"},
+    "conv3d, all blocks": {"mixer": "conv3d"},
+    "attention, early blocks": {"adapter_blocks": "early"},
+    "attention, late blocks": {"adapter_blocks": "late"},
+}
+TURNS = {"roll": 0.5, "zoom": 0.35, "shake": 0.3}
+KINDS_OF_SCENES = {
+    "layers and solids": NOTHING,
+    "+ roll, zoom, shake": dataclasses.replace(NOTHING, **TURNS),
+    "+ creatures": dataclasses.replace(NOTHING, **TURNS, creature=0.5),
+    "+ covers": dataclasses.replace(NOTHING, **TURNS, creature=0.5, covers=0.5),
+    "+ blur, shadows, codec, plain textures": Variety(blackout=0.0),
+}
+
+
+def job(table: str, name: str, seed: int, steps: int | None, textures: Path, warps: Path | None, start: str) -> dict:
+    """Trains one variant with one seed and scores it."""
+    torch.set_num_threads(1)
+    scratch = tempfile.TemporaryDirectory()
+    folder = Path(scratch.name)
+    if table == "time":
+        model = fresh_adapters(start, KINDS_OF_TIME[name], seed)
+        model.save_pretrained(folder / "start")
+        recipe, begin = Recipe("time", (_steps(TIME, steps),)), str(folder / "start")
+    else:
+        stage = dataclasses.replace(SCENES, variety=KINDS_OF_SCENES[name])
+        recipe, begin = Recipe("scenes", (_steps(stage, steps),), SMALL), None
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = train(
+            recipe, folder / "run", model=begin, textures=textures, seed=seed, workers=0, mixed_precision="bf16"
+        )
+    scores = {"seed": seed, **score(model, HeldOut(textures, SIZE, first=100), GRID)}
+    scratch.cleanup()
+    if table == "scenes" and warps is not None:
+        scores |= score(model, Warps(warps, (256, 256)), (32, 32), adapters=False)
+    return scores
+
+
+def fresh_adapters(start: str, changes: dict[str, Any], seed: int) -> ChronoBackbone:
+    """A model as `start`, but for new adapters."""
+    trained = ChronoBackbone.from_pretrained(start)
+    torch.manual_seed(seed)
+    model = ChronoBackbone(trained.config.replace(confidence=None, refined_confidence=None, **changes))
+    weights = {k: v.float() for k, v in trained.state_dict().items() if not k.startswith("adapters.")}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert not unexpected and all(key.startswith("adapters.") for key in missing)
+    return model
+
+
+def score(model: ChronoBackbone, data: Any, grid: tuple[int, int], adapters: bool = True) -> dict[str, float]:
+    """Mean <delta_avg in percent for each group of clips."""
+    model.config = model.config.replace(grid=grid)
+    contender, groups = from_model("model", model, adapters=adapters), {}
+    for entry in data:
+        video = entry.load()
+        (record,) = track_records(contender, video, ["first"], Clip(video.frames, "cpu"))
+        groups.setdefault(entry.group, []).append(100 * record["metrics"]["average_pts_within_thresh"])
+    return {group: statistics.fmean(values) for group, values in groups.items()}
+
+
+def rows(done: dict[str, list[dict]]) -> list[harness.Row]:
+    """Mean over seeds, and the least and greatest where there are several."""
+    found = []
+    for name, runs in done.items():
+        row: harness.Row = {"what": name, "seeds": len(runs)}
+        for group in (key for key in runs[0] if key != "seed"):
+            values = [run[group] for run in runs]
+            spread = f" ({min(values):.1f} … {max(values):.1f})" if len(values) > 1 else ""
+            row[group] = f"{statistics.fmean(values):.1f}{spread}"
+        found.append(row)
+    return found
+
+
+def main() -> None:
+    parser = harness.parser(__doc__)
+    parser.add_argument("--table", choices=("time", "scenes"), required=True)
+    parser.add_argument("--textures", type=Path, required=True, help="Photographs; every fifth is held out.")
+    parser.add_argument("--warps", type=Path, help="Other photographs, to be warped.")
+    parser.add_argument("--start", default="chrono-tiny", help="Where the variants of time start from.")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--steps", type=int, help="In place of the table's.")
+    parser.add_argument("--only", nargs="*", help="Some of the variants.")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("ablation.json"), help="What is done, to go on from.")
+    args = parser.parse_args()
+    done: dict[str, list[dict]] = json.loads(args.work.read_text()) if args.work.exists() else {}
+    names = args.only or list(KINDS_OF_TIME if args.table == "time" else KINDS_OF_SCENES)
+    jobs = [(name, seed) for seed in range(args.seeds) for name in names]
+    jobs = [(name, seed) for name, seed in jobs if seed not in {run["seed"] for run in done.get(name, [])}]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.processes, mp_context=context, max_tasks_per_child=1) as pool:
+        running = {
+            pool.submit(job, args.table, *which, args.steps, args.textures, args.warps, args.start): which
+            for which in jobs
+        }
+        for finished in as_completed(running):
+            name, seed = running[finished]
+            done.setdefault(name, []).append(finished.result())
+            print(name, seed, finished.result(), flush=True)
+            with write_beside(args.work) as file:
+                file.write(json.dumps(done).encode())
+    tables = {args.table: rows({name: done[name] for name in names})}
+    harness.report(f"ablation_{args.table}", args.device, tables, args.out)
+
+
+def _steps(stage: Stage, steps: int | None) -> Stage:
+    return stage if steps is None else dataclasses.replace(stage, steps=steps)
+
+
+if __name__ == "__main__":
+    main()
