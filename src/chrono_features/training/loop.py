@@ -82,7 +82,7 @@ class Trainee(nn.Module):
             cells = batch.tracks * features.new_tensor([columns / width, rows / height], dtype=torch.float32)
             losses["cross_entropy"] = grid_cross_entropy(similarity, cells, scored, temperature)
             weights["cross_entropy"] = first + progress * (last - first)
-        total = sum(weights[name] * loss for name, loss in losses.items())
+        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         distance = (xy.detach() - target).norm(dim=-1)[scored]
         delta = torch.stack([(distance < t).float().sum() for t in THRESHOLDS]).mean() / max(len(distance), 1)
         return {**losses, "total": total, "delta": delta, "temperature": temperature.detach()}
