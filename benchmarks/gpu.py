@@ -24,7 +24,7 @@ from chrono_features.training.loop import Trainee
 from chrono_features.training.recipes import TINY
 from chrono_features.training.synthetic import make_clip
 
-from . import adapters, end_to_end, harness, long_video, matching, refinement, roofline
+from . import adapters, end_to_end, harness, long_video, matching, refinement, roofline, tiny
 
 WINS = 0.97  # of the other's time: less is noise
 TOLERANCE = {"float32": 1e-4, "tf32": 5e-3, "float16": 1e-2, "bfloat16": 5e-2}
@@ -216,7 +216,7 @@ def tiny_speeds(device: str, repeats: int) -> list[harness.Row]:
     model = ChronoBackbone.from_pretrained("chrono-tiny").to(device)
     video = torch.randint(0, 256, (1, 24, 3, 256, 256), dtype=torch.uint8, device=device)
     queries = grid_queries(16, (256, 256)).to(device)
-    stage = dataclasses.replace(TINY.stages[1], steps=1)
+    stage = dataclasses.replace(TINY.stages[1], steps=1, frames=(8, 8))
     batch = SyntheticBatches(stage, None, device=device)[0]
     trainee = Trainee(ChronoBackbone(TINY.config)).to(device).train()
     runs = {
@@ -276,6 +276,7 @@ def main() -> None:
         ),
         "end_to_end": lambda: end_to_end.measure(device, repeats, *sizes[0], counts, dtype),
         "refinement": lambda: refinement.measure(device, repeats, [4] if small else [16], 4 if small else 48),
+        "tiny": lambda: tiny.measure(device, repeats, 4 if small else 48),
         "roofline": lambda: roofline.measure(device, repeats, "small", *sizes[0], dtype),
         "long_video": lambda: long_video.measure(device, [20, 40] if small else [100, 500, 2000], 8 if small else 64),
         "chrono_tiny": lambda: {"chrono-tiny": tiny_speeds(device, repeats)},
