@@ -75,6 +75,7 @@ def job(table: str, name: str, seed: int, steps: int | None, textures: Path, war
         model = train(
             recipe, folder / "run", model=begin, textures=textures, seed=seed, workers=0, mixed_precision="bf16"
         )
+    model = model.to("cpu")
     scores = {"seed": seed, **score(model, HeldOut(textures, SIZE, first=100), GRID)}
     scratch.cleanup()
     if table == "scenes" and warps is not None:

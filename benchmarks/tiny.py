@@ -1,4 +1,4 @@
-"""What `chrono-tiny` costs beside timm's smallest ViT, and what its training clips cost: `python -m benchmarks.tiny`."""
+"""What `chrono-tiny` costs beside the smallest ViT of timm, and what its clips cost: `python -m benchmarks.tiny`."""
 
 from __future__ import annotations
 

@@ -158,6 +158,16 @@ def test_colours_join_the_similarity():
         propagate_labels(features, labels, video=video[:, :, :2])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_colours_are_compared_in_single_precision(dtype):
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(1, 4, 16, 8, 8, generator=generator).to(dtype)
+    video = (0.4 + 0.02 * torch.rand(1, 4, 3, 8, 8, generator=generator)).clamp(0, 1)
+    labels = torch.rand(1, 2, 8, 8, generator=generator)
+    found, wide = (propagate_labels(f, labels, video=video) for f in (features, features.float()))
+    torch.testing.assert_close(found, wide, rtol=0, atol=1e-4)
+
+
 def test_only_directions_of_features_matter():
     features, labels = torch.randn(1, 4, 8, 5, 6), torch.rand(1, 2, 5, 6)
     longer = features * (torch.rand(1, 4, 1, 5, 6) * 9 + 0.5)

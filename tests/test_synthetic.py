@@ -200,15 +200,15 @@ def test_covered_points_are_not_visible(scene):
     variety, hidden = Variety(covers=1.0, blackout=1.0), 0
     for seed in range(6):
         without, covered = (
-            make_clip(seed, scene=scene, frames=6, size=(40, 56), points=16, variety=v, anchor=2)
+            make_clip(seed, scene=scene, frames=6, size=(40, 56), variety=v, anchor=2, photometric=False)
             for v in (dataclasses.replace(variety, covers=0.0, blackout=0.0), variety)
         )
-        changed = ((without.video - covered.video).abs().amax(dim=1) > 0.2).float().mean(dim=(1, 2))
         assert covered.visible[:, 2].all()
+        covers_nothing = (without.video == covered.video).all(dim=1).float().mean(dim=(1, 2))
+        assert covers_nothing[2] > 0.1 and covers_nothing.min() == 0  # what is not covered is the same picture
         free = make_clip(seed, scene=scene, frames=6, size=(40, 56), points=16, variety=variety)
         assert free.visible.any(dim=1).all()
         hidden += int((~free.visible).all(dim=0).sum())
-        assert changed[2] < 0.95
     assert hidden > 6  # frames in which nothing is seen
 
 

@@ -183,6 +183,7 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "CHECKPOINT_EVERY", 3)
         patch.setattr(loop, "LOG_EVERY", 1)
+        patch.setattr(loop, "VALIDATE_EVERY", 3)
         patch.setattr(loop, "VALIDATION_CLIPS", 1)
         patch.setattr(data, "make_clip", functools.cache(data.make_clip))
         yield
@@ -215,7 +216,7 @@ def test_a_run_saves_each_stage(uninterrupted):
     assert [(x["stage"], x["step"]) for x in lines if "total" in x] == [("pairs", i + 1) for i in range(8)] + [
         ("clips", i + 1) for i in range(4)
     ]
-    assert sum("validation_delta" in line for line in lines) == 2
+    assert [x["step"] for x in lines if "validation_delta" in x] == [3, 6, 8, 3, 4]
 
 
 def test_the_best_average_is_kept(uninterrupted, tmp_path, monkeypatch):
@@ -231,13 +232,35 @@ def test_the_best_average_is_kept(uninterrupted, tmp_path, monkeypatch):
     monkeypatch.setattr(
         loop.Trainee, "forward", lambda self, *a: training(self, *a) if self.training else score(self, *a)
     )
-    monkeypatch.setattr(loop, "VALIDATE_EVERY", 3)
     model = run(tmp_path, dataclasses.replace(RECIPE, stages=(STAGE,)))
     assert len(states) == 3
     best = {name.removeprefix("backbone."): value for name, value in states[1].items() if "backbone" in name}
     assert all(torch.equal(value, best[name]) for name, value in model.state_dict().items())
     last = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
     assert any(not torch.equal(value, states[2][name]) for name, value in last.items())
+
+
+def test_the_average_of_a_short_stage_has_left_its_start(tmp_path):
+    model = run(tmp_path, dataclasses.replace(RECIPE, stages=(STAGE,)))
+    torch.manual_seed(0)
+    start = ChronoBackbone(CONFIG).state_dict()
+    last = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
+    moved, behind = (
+        sum(float((last[f"backbone.{name}"] - value).square().sum()) for name, value in weights.items())
+        for weights in (start, model.state_dict())
+    )
+    assert 0 < behind < 0.25 * moved
+
+
+def test_a_diverged_run_says_so(tmp_path, monkeypatch):
+    forward = loop.Trainee.forward
+
+    def diverged(self, *args):
+        return {**forward(self, *args), "delta": torch.tensor(math.nan)}
+
+    monkeypatch.setattr(loop.Trainee, "forward", diverged)
+    with pytest.raises(ValueError, match="stage pairs diverged"):
+        run(tmp_path, dataclasses.replace(RECIPE, stages=(STAGE,)))
 
 
 def test_a_run_is_logged_for_tensorboard(uninterrupted):
@@ -287,9 +310,8 @@ def test_frames_after_are_drawn_at_every_step(tmp_path, monkeypatch):
     used = []
     monkeypatch.setattr(loop.Trainee, "look_ahead", lambda self, frames: used.append(frames))
     run(tmp_path, dataclasses.replace(RECIPE, stages=(dataclasses.replace(CLIPS, steps=8),)))
-    *training, validation, saving = used
-    assert validation is None and saving is None
-    assert len(training) == 8 and set(training) == {0, 6}
+    training = [frames for frames in used if frames is not None]  # validation and saving take the configuration's
+    assert len(training) == 8 and set(training) == {0, 6} and used[-2:] == [None, None]
 
 
 class Killed(Exception):

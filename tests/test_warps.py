@@ -339,7 +339,9 @@ def test_fingerprints_tell_data_apart(folder, tmp_path):
     first, again, *others = [data.fingerprint() for data in prints]
     assert first == again
     assert all(first != other for other in others)
-    prints = [HeldOut("", SIZE), HeldOut("", SIZE), HeldOut(), HeldOut(folder, SIZE), HeldOut("", SIZE, first=24)]
+    for i in range(4):
+        Image.fromarray(waves(40, 40)).save(tmp_path / f"{i}.png")
+    prints = [HeldOut("", SIZE), HeldOut("", SIZE), HeldOut(), HeldOut(tmp_path, SIZE), HeldOut("", SIZE, first=24)]
     first, again, *others = [data.fingerprint() for data in prints]
     assert first == again
     assert all(first != other for other in others)
@@ -395,6 +397,9 @@ def test_held_out_textures(tmp_path, monkeypatch):
     """Those that training keeps for validation."""
     monkeypatch.setattr(heldout, "FRAMES", 2)
     for i in range(5):
+        if i == 4:
+            with pytest.raises(ValueError, match="4 photographs; expected at least 5"):
+                HeldOut(tmp_path)
         Image.fromarray(waves(40, 40) // (i + 1)).save(tmp_path / f"{i}.png")
     data = HeldOut(tmp_path, (24, 24))
     kept = load_textures(tmp_path, "validation")

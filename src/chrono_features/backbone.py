@@ -282,9 +282,9 @@ class ChronoBackbone(
         return save(self, save_directory, adapters_only=adapters_only, **options)
 
     def _features(self, video: Tensor, grid: tuple[int, int] | None, adapters: nn.ModuleDict) -> Tensor:
-        return self.read_out(*self.last_block(video, grid, adapters))
+        return self.read_out(*self.encode(video, grid, adapters))
 
-    def last_block(
+    def encode(
         self, video: Tensor, grid: tuple[int, int] | None, adapters: nn.ModuleDict
     ) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
         """What `read_out` takes: what the last block returns, (B, T, tokens, C), fine features, and the grid."""

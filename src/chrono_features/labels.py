@@ -43,7 +43,7 @@ def propagate_labels(
             of floating values or masks; or a map of labels 0, 1, ..., where 0 is usually the background: it stands for
             one mask for each label from 0 to the largest, and `.argmax(2)` of the result is such a map again.
         video: Where it is given, raw colours join the features: similarity is then for 0.05 that of the features and
-            for 0.95 that of the cells' mean colours, which vary far less. Colours follow outlines closely, features
+            for 0.95 that of the cells' colours, which vary far less. Colours follow outlines closely, features
             tell apart what is of one colour.
         context: How many frames before its own a frame sees, beside the first.
         neighbours: How many cells a cell's label is averaged over.
@@ -69,9 +69,9 @@ def propagate_labels(
         raise ValueError(f"temperature={temperature!r}; expected a finite number above 0")
     height, width = features.shape[-2:]
     if video is not None:
-        colours = cell_colours(video.to(features.device), (height, width)).to(features)
-        parts = (F.normalize(features, dim=2), (1 - COLOUR) ** 0.5), (colours, COLOUR**0.5)
-        features = torch.cat([part * weight for part, weight in parts], dim=2)
+        wide = features.to(wide_dtype(features.dtype))  # colours differ by little
+        colours = cell_colours(video.to(features.device), (height, width)).to(wide)
+        features = torch.cat([F.normalize(wide, dim=2) * (1 - COLOUR) ** 0.5, colours * COLOUR**0.5], dim=2)
     labels = labels.to(features.device)
     if labels.ndim == 3:
         labels = labels[:, None] == torch.arange(int(labels.max()) + 1, device=labels.device)[:, None, None]

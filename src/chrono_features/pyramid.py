@@ -33,7 +33,7 @@ def forward_pyramid(
     Raises:
         ValueError: As `forward` does.
     """
-    x, fine, grid = model.last_block(video, grid, model.adapters)
+    x, fine, grid = model.encode(video, grid, model.adapters)
     levels = [model.read_out(x, fine, grid)]
     if model.neck is not None:
         tokens = final_norm(model.vit)(model.patches(x, grid))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..training.data import VALIDATION_SEED
 from ..training.synthetic import Variety, load_textures, make_clip
+from ..training.synthetic.textures import HELD_BACK
 from ..training.synthetic.variety import USUAL
 from .data import SIZE, Entry, LabelledVideo
 from .warps import names_and_bytes, photographs
@@ -46,6 +47,8 @@ class HeldOut:
     def __init__(self, path: str | os.PathLike[str] = "", size: tuple[int, int] | None = SIZE, first: int = 0) -> None:
         self.path, self.size, self.first = os.fspath(path), size or SIZE, first
         self.photographs = photographs(path) if self.path else []
+        if self.path and len(self.photographs) < HELD_BACK:
+            raise ValueError(f"path={self.path}: {len(self.photographs)} photographs; expected at least {HELD_BACK}")
 
     def __iter__(self) -> Iterator[Entry]:
         for index in range(CLIPS):

@@ -106,7 +106,7 @@ def draw_queries(
     """
     order = torch.rand(visible.shape, generator=generator).to(visible.device)
     ranked = torch.where(visible, order, -1.0).argsort(dim=1, descending=True)
-    seen = visible.sum(dim=1)
+    seen = visible.sum(dim=1).clamp(min=1)
     frames = [ranked.gather(1, (view % seen)[:, None])[:, 0] for view in range(views)]
     rows = torch.arange(len(tracks), device=tracks.device)
     return torch.cat([torch.cat([f[:, None].to(tracks), tracks[rows, f]], dim=1) for f in frames])

@@ -6,12 +6,12 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
 
 from ..adapter import AttentionMixer
@@ -165,6 +165,7 @@ def train(
     saved = _load_checkpoint(out / "checkpoint.pt", identity) if resume else None
     if saved is None and accelerator.is_main_process:
         (out / "log.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(out / "tensorboard", ignore_errors=True)
     accelerator.init_trackers("tensorboard")
     torch.manual_seed(seed)
     trainee = Trainee(_start(model) if plan.config is None else ChronoBackbone(plan.config))
@@ -175,7 +176,8 @@ def train(
         run = _StageRun(accelerator, trainee, plan, index, seed, photographs, out, identity)
         run.train(saved if index == first_stage else None, workers)
         run.save_model()
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     return trainee.backbone.eval()
 
 
@@ -220,8 +222,9 @@ class _StageRun:
             optimizer, self.stage.learning_rate, self.stage.steps, pct_start=self.stage.warm_up, cycle_momentum=False
         )
         self.model, self.optimizer = accelerator.prepare(trainee, optimizer)
-        self.averaged = AveragedModel(trainee, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY))
-        self.best: tuple[float, dict[str, Tensor]] = (-1.0, {})
+        self.trained = {name: p for name, p in trainee.named_parameters() if p.requires_grad}
+        self.average = {name: p.detach().clone() for name, p in self.trained.items()}
+        self.best: tuple[float, dict[str, Tensor]] = (-math.inf, {})
 
     def train(self, saved: dict[str, Any] | None, workers: int) -> None:
         first = 0
@@ -229,13 +232,13 @@ class _StageRun:
             first, self.best = saved["step"], saved["best"]
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scheduler.load_state_dict(saved["scheduler"])
-            self.averaged.load_state_dict(saved["averaged"])
+            self.average = {name: saved["average"][name].to(p.device) for name, p in self.trained.items()}
         batches = self._batches(first, workers)
         with _progress(self.accelerator.is_main_process) as progress:
             task = progress.add_task(self.stage.name, total=self.stage.steps, completed=first)
             for step, batch in enumerate(batches, start=first + 1):
                 metrics = self._step(step, batch)
-                self.averaged.update_parameters(self.trainee)
+                self._update_average(step)
                 summary = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("total", "delta"))
                 progress.update(task, advance=1, description=f"{self.stage.name}  {summary}")
                 if step % LOG_EVERY == 0:
@@ -247,7 +250,10 @@ class _StageRun:
 
     def save_model(self) -> None:
         """Saves the best averaged model, with the temperature that it has learned; the next stage starts from it."""
-        self.trainee.load_state_dict(self.best[1])
+        if not self.best[1]:
+            raise ValueError(f"stage {self.stage.name} diverged: it never had a finite validation score")
+        for name, parameter in self.trained.items():
+            parameter.data.copy_(self.best[1][name])
         self.trainee.look_ahead(None)
         backbone = self.trainee.backbone
         backbone.config = backbone.config.replace(
@@ -285,6 +291,16 @@ class _StageRun:
         return {name: float(value.detach()) for name, value in losses.items()}
 
     @torch.no_grad()
+    def _update_average(self, step: int) -> None:
+        decay = min(AVERAGE_DECAY, (1 + step) / (10 + step))  # a short average at first: it forgets the start soon
+        torch._foreach_lerp_(list(self.average.values()), list(self.trained.values()), 1 - decay)
+
+    def _swap_average(self) -> None:
+        """Exchanges the weights and their average."""
+        for name, parameter in self.trained.items():
+            parameter.data, self.average[name] = self.average[name], parameter.data
+
+    @torch.no_grad()
     def _validate(self, step: int) -> None:
         """Measures the averaged weights on clips and photographs that are never trained on, and keeps the best.
 
@@ -295,15 +311,20 @@ class _StageRun:
         textures = None if self.photographs is None else self.photographs.validation
         data = SyntheticBatches(stage, textures, device=self.accelerator.device, augment=False)
         data.first = VALIDATION_SEED
-        model = cast(Trainee, self.averaged.module).eval()
-        model.look_ahead(None)
-        with self.accelerator.autocast():
-            results = [model(data[i].to(self.accelerator.device), stage) for i in range(len(data))]
-        delta, visibility = (sum(float(r[name]) for r in results) / len(results) for name in ("delta", "visibility"))
+        self._swap_average()
+        self.trainee.eval()
+        self.trainee.look_ahead(None)
+        mine = range(self.accelerator.process_index, len(data), self.accelerator.num_processes)
+        sums = torch.zeros(2, device=self.accelerator.device)
+        for i in mine:
+            losses = self.trainee(data[i].to(self.accelerator.device), stage)
+            sums += torch.stack([losses["delta"], losses["visibility"]])
+        delta, visibility = (self.accelerator.reduce(sums, "sum") / len(data)).tolist()
         self._log(step, {"validation_delta": delta, "validation_visibility": visibility})
-        score = math.exp(-visibility) if self.stage.visibility_only else delta
+        score = -visibility if self.stage.visibility_only else delta
         if score > self.best[0]:
-            self.best = score, {name: v.clone() for name, v in model.state_dict().items()}
+            self.best = score, {name: p.detach().clone() for name, p in self.trained.items()}
+        self._swap_average()
 
     def _log(self, step: int, values: dict[str, float]) -> None:
         self.accelerator.log({f"{self.stage.name}/{k}": v for k, v in values.items()}, step=self.steps_before + step)
@@ -322,7 +343,7 @@ class _StageRun:
             "model": self.trainee.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "averaged": self.averaged.state_dict(),
+            "average": self.average,
             "best": self.best,
         }
         with write_beside(self.out / "checkpoint.pt") as file:

@@ -48,7 +48,7 @@ def hidden(
 def paste(covers: Covers, video: Tensor) -> Tensor:  # [T, 3, H, W]
     """The video with its covers."""
     height, width = covers.size
-    rows, columns = (torch.arange(side, device=video.device, dtype=torch.float64) + 0.5 for side in (height, width))
+    rows, columns = (torch.arange(side, dtype=torch.float64) + 0.5 for side in (height, width))  # as in `hidden`
     video = video.clone()
     for shape, picture, centre, present in zip(
         covers.shapes, covers.pictures, covers.centre, covers.present, strict=True
@@ -56,9 +56,9 @@ def paste(covers: Covers, video: Tensor) -> Tensor:  # [T, 3, H, W]
         for frame in present.nonzero().flatten().tolist():
             x = ((columns - centre[frame, 0].item()) / max(covers.size)).expand(height, width)
             y = ((rows - centre[frame, 1].item()) / max(covers.size))[:, None].expand(height, width)
-            grid = 2 * torch.stack((x, y), dim=-1)[None].to(video)
+            grid = 2 * torch.stack((x, y), dim=-1)[None].float().to(video.device)
             colour = F.grid_sample(picture[None].to(video), grid, padding_mode="reflection", align_corners=False)[0]
-            video[frame] = torch.where(shape.level(x, y) > 0, colour, video[frame])
+            video[frame] = torch.where((shape.level(x, y) > 0).to(video.device), colour, video[frame])
     if covers.blank.any():
         video[covers.blank.to(video.device)] = F.interpolate(covers.instead[None].to(video), covers.size, mode="area")
     return video

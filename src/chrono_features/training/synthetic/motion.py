@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from .draws import chance, direction, log_uniform, uniform, uniforms
 from .variety import Variety
 
-SHORTEST_PERIOD = 8.0  # frames: nothing shakes faster than this
+SHORTEST_PERIOD = 8.0  # frames: of `wander`; only `shake` is faster
 LONGEST_PERIOD = 60.0
 
 

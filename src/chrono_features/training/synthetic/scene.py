@@ -58,6 +58,9 @@ def make_clip(
 
     Returns:
         The clip.
+
+    Raises:
+        ValueError: An argument is not as above; the message names it.
     """
     _check(seed, frames, size, points, scene, textures, frame_step, anchor)
     size = (int(size[0]), int(size[1]))

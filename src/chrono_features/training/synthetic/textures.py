@@ -24,6 +24,10 @@ def load_textures(folder: str | Path, part: str | None = None) -> Tensor:  # [K,
     Args:
         folder: Where they are, at any depth.
         part: "validation" is every fifth of them by name, "training" the others, None all.
+
+    Raises:
+        ValueError: The folder or photographs are missing, or there are too few to keep some for validation.
+        ImportError: Pillow is missing.
     """
     if part not in (None, "training", "validation"):
         raise ValueError(f"part={part!r}; expected None, 'training' or 'validation'")

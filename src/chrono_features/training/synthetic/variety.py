@@ -10,16 +10,19 @@ class Variety:
     """The probability that a clip has something; 0 switches it off.
 
     Attributes:
-        roll: The camera rolls about its axis, up to half a turn.
+        roll: The camera rolls about its axis, up to half a turn; a cut-out turns so as well.
         zoom: It zooms, up to a factor of about two either way.
         shake: It shakes.
         creature: There is a body with jointed limbs, some of them thin.
         covers: Pictures are pasted over the video and taken away again.
-        blackout: Some frames show something else.
+        blackout: Some frames show something else, where there are three or more.
         plain: A texture is weak, or one small tile repeated.
         blur: Motion blur or defocus, which comes and goes.
         shadow: Soft shadows and highlights wander over the picture.
         codec: Traces of compression: 8 x 8 blocks with rounded frequencies.
+
+    Raises:
+        ValueError: One of them is no probability.
     """
 
     roll: float = 0.5
