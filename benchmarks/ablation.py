@@ -2,7 +2,8 @@
 
 *scenes*: the recipe's first stage, much shortened, from nothing, on clips with more and more in them. *time*: short
 trainings from the same network with fresh adapters of different kinds, on clips with long occlusions. All of one table
-see the same clips for as many steps, and are scored on held-out clips (and *scenes* also on warps of `--warps`).
+train for as many steps (those of *time* on the same clips), and are scored on held-out clips; *scenes* also on warps of
+`--warps`.
 """
 
 from __future__ import annotations
@@ -62,8 +63,17 @@ KINDS_OF_SCENES = {
 def job(table: str, name: str, seed: int, steps: int | None, textures: Path, warps: Path | None, start: str) -> dict:
     """Trains one variant with one seed and scores it."""
     torch.set_num_threads(1)
-    scratch = tempfile.TemporaryDirectory()
-    folder = Path(scratch.name)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = trained(table, name, seed, steps, textures, start, Path(scratch)).to("cpu")
+    scores = {"seed": seed, **score(model, HeldOut(textures, SIZE, first=100), GRID)}
+    if table == "scenes" and warps is not None:
+        scores |= score(model, Warps(warps, (256, 256)), (32, 32), adapters=False)
+    return scores
+
+
+def trained(
+    table: str, name: str, seed: int, steps: int | None, textures: Path, start: str, folder: Path
+) -> ChronoBackbone:
     if table == "time":
         model = fresh_adapters(start, KINDS_OF_TIME[name], seed)
         model.save_pretrained(folder / "start")
@@ -72,15 +82,9 @@ def job(table: str, name: str, seed: int, steps: int | None, textures: Path, war
         stage = dataclasses.replace(SCENES, variety=KINDS_OF_SCENES[name])
         recipe, begin = Recipe("scenes", (_steps(stage, steps),), SMALL), None
     with contextlib.redirect_stdout(io.StringIO()):
-        model = train(
+        return train(
             recipe, folder / "run", model=begin, textures=textures, seed=seed, workers=0, mixed_precision="bf16"
         )
-    model = model.to("cpu")
-    scores = {"seed": seed, **score(model, HeldOut(textures, SIZE, first=100), GRID)}
-    scratch.cleanup()
-    if table == "scenes" and warps is not None:
-        scores |= score(model, Warps(warps, (256, 256)), (32, 32), adapters=False)
-    return scores
 
 
 def fresh_adapters(start: str, changes: dict[str, Any], seed: int) -> ChronoBackbone:
@@ -130,7 +134,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("ablation.json"), help="What is done, to go on from.")
     args = parser.parse_args()
-    done: dict[str, list[dict]] = json.loads(args.work.read_text()) if args.work.exists() else {}
+    facts = {"table": args.table, "steps": args.steps, "start": args.start, "textures": str(args.textures)}
+    work = json.loads(args.work.read_text()) if args.work.exists() else {"of": facts, "done": {}}
+    if work["of"] != facts:
+        raise ValueError(f"{args.work} holds runs of {work['of']}; expected {facts}")
+    done: dict[str, list[dict]] = work["done"]
     names = args.only or list(KINDS_OF_TIME if args.table == "time" else KINDS_OF_SCENES)
     jobs = [(name, seed) for seed in range(args.seeds) for name in names]
     jobs = [(name, seed) for name, seed in jobs if seed not in {run["seed"] for run in done.get(name, [])}]
@@ -145,7 +153,7 @@ def main() -> None:
             done.setdefault(name, []).append(finished.result())
             print(name, seed, finished.result(), flush=True)
             with write_beside(args.work) as file:
-                file.write(json.dumps(done).encode())
+                file.write(json.dumps(work).encode())
     tables = {args.table: rows({name: done[name] for name in names})}
     harness.report(f"ablation_{args.table}", args.device, tables, args.out)
 

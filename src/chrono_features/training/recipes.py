@@ -34,6 +34,9 @@ class Stage:
         balanced: Whether hidden and visible points weigh the same in them.
         visibility_only: Whether the visibility head alone learns: its few weights want a far greater learning rate.
         weight_decay, clip_gradient: Of AdamW, and the norm that gradients are clipped to.
+
+    Raises:
+        ValueError: A pair is none.
     """
 
     name: str
@@ -58,6 +61,11 @@ class Stage:
     visibility_only: bool = False
     weight_decay: float = 1e-4
     clip_gradient: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "gap", "size", "grid", "cross_entropy"):
+            if not (isinstance(getattr(self, name), tuple) and len(getattr(self, name)) == 2):
+                raise ValueError(f"{name}={getattr(self, name)!r}; expected two numbers")
 
 
 @dataclass(frozen=True)

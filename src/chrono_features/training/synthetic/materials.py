@@ -17,8 +17,8 @@ class Materials:
     texels: Tensor  # [R, 3]
     first_row: Tensor  # [F, L] where each level of a face's texture starts
     sides: Tensor  # [L] texels along the side of a level
-    scale: Tensor  # [F, 2] texture coordinates per unit on the face: a texture spans 1 and is then mirrored
-    shift: Tensor  # [F, 2]
+    scale: Tensor  # [2, F] texture coordinates per unit on the face: a texture spans 1 and is then mirrored
+    shift: Tensor  # [2, F]
     density: Tensor  # [F] finest texels per unit of length
 
     def to(self, device) -> Materials:
@@ -28,8 +28,8 @@ class Materials:
 def make_materials(
     textures: list[Tensor],  # [3, S, S] each
     choice: Tensor,  # [F] which texture a face has
-    scale: Tensor,  # [F, 2] as in Materials
-    shift: Tensor,  # [F, 2]
+    scale: Tensor,  # [2, F] as in Materials
+    shift: Tensor,  # [2, F]
     repeats: Tensor,  # [F] how often the texture repeats per unit of length
 ) -> Materials:
     """Stacks the textures with their mip levels, 2 x 2 means down to a side of 8 or less."""
