@@ -89,7 +89,7 @@ def test_weights_are_fitted_to_all_tracks_and_kept_in_files(model, clips, tmp_pa
     assert model.config.confidence == pytest.approx(expected[None], abs=0.01)
     assert model.config.refined_confidence == pytest.approx(expected["photometric"], abs=0.01)
     assert told == [(1, 6), (2, 6), (3, 6), (4, 6)]
-    assert made == [("photographs", {"first": FIRST_CLIP}), ("photographs", {})]
+    assert made == [("photographs", {"first": FIRST_CLIP, "part": None}), ("photographs", {})]
 
     model.save_pretrained(tmp_path)
     again = ChronoBackbone.from_pretrained(str(tmp_path))

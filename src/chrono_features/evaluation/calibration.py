@@ -40,7 +40,7 @@ def calibrate(
         FileNotFoundError: There is no such folder.
         ValueError: No photographs are in it, or tracks are all good or all bad.
     """
-    data: list[Dataset] = [HeldOut(photographs, first=FIRST_CLIP), Warps(photographs)]
+    data: list[Dataset] = [HeldOut(photographs, first=FIRST_CLIP, part=None), Warps(photographs)]
     total = sum(d.total() or 0 for d in data)
     signals: dict[str | None, list[Tensor]] = {None: [], "photometric": []}
     good: dict[str | None, list[Tensor]] = {None: [], "photometric": []}

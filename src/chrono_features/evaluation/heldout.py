@@ -32,10 +32,11 @@ class HeldOut:
     Every track is visible in some frame, half of them on things that move by themselves.
 
     Args:
-        path: A folder of at least five photographs for textures, of which those are taken that training keeps for
-            validation; "" makes all textures procedural.
+        path: A folder of photographs for textures; "" makes all textures procedural.
         size: (height, width) of the frames; None is the same as the default.
         first: Number of the first clip, among all that training never sees.
+        part: Which photographs, see `load_textures`: those that training keeps for validation, of five at least, or,
+            with None, all.
 
     Raises:
         FileNotFoundError: `path` is no folder.
@@ -44,10 +45,17 @@ class HeldOut:
 
     kind = "synthetic"
 
-    def __init__(self, path: str | os.PathLike[str] = "", size: tuple[int, int] | None = SIZE, first: int = 0) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str] = "",
+        size: tuple[int, int] | None = SIZE,
+        first: int = 0,
+        part: str | None = "validation",
+    ) -> None:
+        self.part = part
         self.path, self.size, self.first = os.fspath(path), size or SIZE, first
         self.photographs = photographs(path) if self.path else []
-        if self.path and len(self.photographs) < HELD_BACK:
+        if self.path and part is not None and len(self.photographs) < HELD_BACK:
             raise ValueError(f"path={self.path}: {len(self.photographs)} photographs; expected at least {HELD_BACK}")
 
     def __iter__(self) -> Iterator[Entry]:
@@ -62,6 +70,7 @@ class HeldOut:
         return {
             "photographs": len(self.photographs),
             "names_and_bytes": names_and_bytes(self.path, self.photographs),
+            "part": str(self.part),
             "first_seed": FIRST_SEED + self.first,
             "clips": CLIPS,
             "frames": FRAMES,
@@ -73,7 +82,7 @@ class HeldOut:
     @cached_property
     def _textures(self) -> Tensor | None:
         try:
-            return load_textures(self.path, "validation") if self.path else None
+            return load_textures(self.path, self.part) if self.path else None
         except OSError as error:
             raise ValueError(f"path: a photograph below {self.path} is not read: {error}") from error
 

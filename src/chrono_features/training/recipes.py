@@ -146,7 +146,6 @@ TINY = Recipe(
             cross_entropy=(0.0, 0.0),
             huber=0.0,
             visibility=1.0,
-            balanced=True,
             visibility_only=True,
             weight_decay=0.0,
             clip_gradient=10.0,
