@@ -2,6 +2,10 @@ import dataclasses
 import functools
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ from chrono_features.training import RECIPES, Recipe, Stage, data, loop, train
 from chrono_features.training.augment import augment_colour
 from chrono_features.training.data import VALIDATION_SEED, SyntheticBatches, draw_queries
 from chrono_features.training.losses import grid_cross_entropy, huber_loss, visibility_loss
+from chrono_features.training.visibility import fit_visibility
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
 
@@ -411,6 +416,83 @@ def test_a_frozen_vit_is_not_trained(tmp_path, small_config, monkeypatch):
     model = run(tmp_path, Recipe("frozen", (dataclasses.replace(CLIPS, steps=2),), config))
     moved = {k.split(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, start[k])}
     assert moved == {"adapters", "visibility_head"}
+
+
+FITTED = Stage("visibility", 3, (3, 5), (1, 6), (32, 32), (8, 8), 1, 48, 0.0)
+
+
+@torch.no_grad()
+def test_the_visibility_head_is_fitted_to_the_least_loss():
+    torch.manual_seed(0)
+    model = ChronoBackbone(CONFIG)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    batches = [SyntheticBatches(FITTED, None)[i] for i in range(3)]
+    fit_visibility(model, batches, FITTED)
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"visibility_head.linear.weight", "visibility_head.linear.bias"}
+    assert not model.visibility_head._forward_pre_hooks
+
+    def loss():
+        """Over all frames but the queries' own, at 256 x 256."""
+        logits, xy, target, visible = [], [], [], []
+        for batch in batches:
+            tracks = model.track(batch.video, batch.queries)
+            scored = torch.arange(batch.video.shape[1]) != batch.queries[..., :1]
+            logits.append(tracks.logits[scored])
+            xy.append(tracks.xy[scored] * 8)
+            target.append(batch.tracks[scored] * 8)
+            visible.append(batch.visible[scored])
+        return float(visibility_loss(*map(torch.cat, (logits, xy, target, visible))))
+
+    least = loss()
+    for parameter in model.visibility_head.parameters():
+        for index in range(parameter.numel()):
+            for change in (-0.3, 0.3):
+                parameter.view(-1)[index] += change
+                assert loss() > least
+                parameter.view(-1)[index] -= change
+
+
+def test_a_recipe_ends_with_the_visibility_head(tmp_path):
+    recipe = dataclasses.replace(RECIPE, stages=(dataclasses.replace(STAGE, steps=3),), visibility=FITTED)
+    model = run(tmp_path, recipe)
+    assert same(ChronoBackbone.from_pretrained(tmp_path / "visibility"), model)
+    stage = ChronoBackbone.from_pretrained(tmp_path / "pairs")
+    assert not torch.equal(stage.visibility_head.linear.bias, model.visibility_head.linear.bias)
+    assert same(run(tmp_path, recipe), model)  # a finished run ends alike
+    with pytest.raises(ValueError, match="belongs to another"):
+        run(tmp_path, dataclasses.replace(recipe, visibility=None))
+
+
+def test_two_processes_train_one_model(tmp_path):
+    """Each on clips of its own, through averages, validation and a second stage."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import dataclasses, sys, torch\n"
+        "from pathlib import Path\n"
+        "from chrono_features.training import loop, train\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_training import RECIPE\n"
+        "loop.VALIDATE_EVERY, loop.VALIDATION_CLIPS, loop.LOG_EVERY = 2, 2, 1\n"
+        "stages = tuple(dataclasses.replace(s, steps=3) for s in RECIPE.stages)\n"
+        "out = Path(sys.argv[1])\n"
+        "model = train(dataclasses.replace(RECIPE, stages=stages), out, workers=0)\n"
+        "torch.save(model.state_dict(), out / f'rank{torch.distributed.get_rank()}.pt')\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    out = tmp_path / "out"
+    done = subprocess.run([*command, str(out)], capture_output=True, text=True, timeout=300, env=_one_thread())
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines if "total" in x] == [1, 2, 3] * 2  # one process writes
+    alone = run(tmp_path / "alone", dataclasses.replace(RECIPE, stages=(dataclasses.replace(STAGE, steps=3),)))
+    assert not same(ChronoBackbone.from_pretrained(out / "pairs"), alone)  # which saw half of the clips
+
+
+def _one_thread():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def test_recipes_that_need_a_model_say_so(tmp_path):

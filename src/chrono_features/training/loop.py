@@ -24,6 +24,7 @@ from .data import VALIDATION_SEED, Batch, SyntheticBatches
 from .losses import grid_cross_entropy, huber_loss, visibility_loss
 from .recipes import RECIPES, Recipe, Stage
 from .synthetic import load_textures
+from .visibility import fit_visibility
 
 LOG_EVERY = 25  # steps
 CHECKPOINT_EVERY = 100
@@ -161,7 +162,8 @@ def train(
         torch.set_flush_denormal(True)  # zero-initialised layers make denormals, which slow Adam tenfold
     out.mkdir(parents=True, exist_ok=True)
     photographs = None if textures is None else _Photographs(Path(textures))
-    identity = _identity(plan, seed, model, photographs)
+    setting = {"processes": accelerator.num_processes, "precision": mixed_precision}
+    identity = _identity(plan, seed, model, photographs, setting)
     saved = _load_checkpoint(out / "checkpoint.pt", identity) if resume else None
     if saved is None and accelerator.is_main_process:
         (out / "log.jsonl").unlink(missing_ok=True)
@@ -176,6 +178,13 @@ def train(
         run = _StageRun(accelerator, trainee, plan, index, seed, photographs, out, identity)
         run.train(saved if index == first_stage else None, workers)
         run.save_model()
+    if plan.visibility is not None:  # the same on every process: all see the same clips
+        clips = _clips(plan, len(plan.stages), seed, photographs, accelerator.device)
+        with _progress(accelerator.is_main_process) as progress:
+            batches = (clips[i] for i in progress.track(range(len(clips)), description=plan.visibility.name))
+            fit_visibility(trainee.backbone.eval(), batches, plan.visibility)
+        if accelerator.is_main_process:
+            trainee.backbone.save_pretrained(out / plan.visibility.name)
     for tracker in accelerator.trackers:
         tracker.finish()
     return trainee.backbone.eval()
@@ -209,10 +218,9 @@ class _StageRun:
         self.steps_before = sum(stage.steps for stage in plan.stages[:index])
         accelerator.free_memory()  # or a stage would unscale the gradients of the one before
         backbone = trainee.backbone
-        backbone.requires_grad_(not self.stage.visibility_only)
-        backbone.vit.requires_grad_(not (self.stage.visibility_only or backbone.config.freeze_vit))
-        backbone.adapters.requires_grad_(self.stage.adapters and not self.stage.visibility_only)
-        backbone.visibility_head.requires_grad_(True)
+        backbone.requires_grad_(True)
+        backbone.vit.requires_grad_(not backbone.config.freeze_vit)
+        backbone.adapters.requires_grad_(self.stage.adapters)
         trainee.log_temperature.requires_grad_(any(self.stage.cross_entropy))
         parameters = [p for p in trainee.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -263,23 +271,17 @@ class _StageRun:
             backbone.save_pretrained(self.out / self.stage.name)
 
     def _batches(self, first: int, workers: int) -> DataLoader[Batch]:
-        accelerator = self.accelerator
-        on_gpu = accelerator.device.type == "cuda"
-        data = SyntheticBatches(
-            self.stage,
-            None if self.photographs is None else self.photographs.training,
-            self.seed * len(self.plan.stages) + self.index,
-            accelerator.process_index,
-            accelerator.num_processes,
-            accelerator.device if on_gpu else "cpu",
-        )
+        a = self.accelerator
+        ranks = a.process_index, a.num_processes
+        data = _clips(self.plan, self.index, self.seed, self.photographs, a.device, *ranks)
         rest = Subset(data, range(first, self.stage.steps))
+        on_gpu = a.device.type == "cuda"
         return DataLoader(rest, batch_size=None, collate_fn=_as_is, num_workers=0 if on_gpu else workers)
 
     def _step(self, step: int, batch: Batch) -> dict[str, float]:
         self.model.train()
         if self.stage.frames_after:
-            draw = torch.Generator().manual_seed(step)
+            draw = torch.Generator().manual_seed(step + 2**31)  # not the draw of the clips' length
             choice = int(torch.randint(len(self.stage.frames_after), (), generator=draw))
             self.trainee.look_ahead(self.stage.frames_after[choice])
         losses = self.model(batch.to(self.accelerator.device), self.stage, (step - 1) / max(self.stage.steps - 1, 1))
@@ -304,12 +306,12 @@ class _StageRun:
     def _validate(self, step: int) -> None:
         """Measures the averaged weights on clips and photographs that are never trained on, and keeps the best.
 
-        Better is a greater share of points within 1 … 16 px at 256 x 256; in a stage that trains the visibility head
-        alone, a smaller loss of it.
+        Better is a greater share of points within 1 … 16 px at 256 x 256.
         """
         stage = dataclasses.replace(self.stage, steps=-(-VALIDATION_CLIPS // self.stage.batch))
         textures = None if self.photographs is None else self.photographs.validation
-        data = SyntheticBatches(stage, textures, device=self.accelerator.device, augment=False)
+        device = self.accelerator.device if self.accelerator.device.type == "cuda" else "cpu"
+        data = SyntheticBatches(stage, textures, device=device, augment=False)
         data.first = VALIDATION_SEED
         self._swap_average()
         self.trainee.eval()
@@ -321,9 +323,8 @@ class _StageRun:
             sums += torch.stack([losses["delta"], losses["visibility"]])
         delta, visibility = (self.accelerator.reduce(sums, "sum") / len(data)).tolist()
         self._log(step, {"validation_delta": delta, "validation_visibility": visibility})
-        score = -visibility if self.stage.visibility_only else delta
-        if score > self.best[0]:
-            self.best = score, {name: p.detach().clone() for name, p in self.trained.items()}
+        if delta > self.best[0]:
+            self.best = delta, {name: p.detach().clone() for name, p in self.trained.items()}
         self._swap_average()
 
     def _log(self, step: int, values: dict[str, float]) -> None:
@@ -350,6 +351,23 @@ class _StageRun:
             torch.save(state, file)
 
 
+def _clips(
+    plan: Recipe,
+    index: int,
+    seed: int,
+    photographs: _Photographs | None,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+) -> SyntheticBatches:
+    """The clips of a stage, or, after the last, those for the visibility head; made on a GPU where there is one."""
+    stages = [*plan.stages, plan.visibility]
+    stage, where = stages[index], device if device.type == "cuda" else "cpu"
+    assert stage is not None
+    textures = None if photographs is None else photographs.training
+    return SyntheticBatches(stage, textures, seed * len(stages) + index, rank, world, where)
+
+
 def _start(model: str | None) -> ChronoBackbone:
     assert model is not None
     fresh = {"adapter_blocks": "all"} if model in DINOV2_VITS else {}
@@ -372,7 +390,9 @@ def _resolve(recipe: Recipe | str, model: str | None, steps: int | None) -> Reci
     if steps is not None:
         if steps < 1:
             raise ValueError(f"steps={steps!r}; expected a positive whole number")
-        recipe = dataclasses.replace(recipe, stages=tuple(dataclasses.replace(s, steps=steps) for s in recipe.stages))
+        stages = tuple(dataclasses.replace(s, steps=steps) for s in recipe.stages)
+        last = recipe.visibility and dataclasses.replace(recipe.visibility, steps=steps)
+        recipe = dataclasses.replace(recipe, stages=stages, visibility=last)
     return recipe
 
 
@@ -387,15 +407,18 @@ def _load_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
     return saved
 
 
-def _identity(plan: Recipe, seed: int, model: str | None, photographs: _Photographs | None) -> str:
+def _identity(
+    plan: Recipe, seed: int, model: str | None, photographs: _Photographs | None, setting: dict[str, Any]
+) -> str:
     """What has to be the same for a checkpoint to be gone on from."""
     return json.dumps(
         {
-            "stages": [dataclasses.asdict(s) for s in plan.stages],
+            "stages": [dataclasses.asdict(s) for s in (*plan.stages, plan.visibility) if s],
             "config": None if plan.config is None else plan.config.to_dict(),
             "seed": seed,
             "model": model,
             "photographs": 0 if photographs is None else len(photographs.training),
+            **setting,
         }
     )
 

@@ -32,7 +32,6 @@ class Stage:
         huber: Weight of the Huber loss on positions at 256 x 256.
         visibility: Weight of the two visibility losses.
         balanced: Whether hidden and visible points weigh the same in them.
-        visibility_only: Whether the visibility head alone learns: its few weights want a far greater learning rate.
         weight_decay, clip_gradient: Of AdamW, and the norm that gradients are clipped to.
 
     Raises:
@@ -58,7 +57,6 @@ class Stage:
     huber: float = 0.02
     visibility: float = 0.2
     balanced: bool = False
-    visibility_only: bool = False
     weight_decay: float = 1e-4
     clip_gradient: float = 1.0
 
@@ -70,11 +68,19 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A model and its stages. `config` is None where the model to start from is named by the user."""
+    """A model and its stages.
+
+    Attributes:
+        stages: In their order.
+        config: The model; None where the one to start from is named by the user.
+        visibility: Clips, as many as it has steps, that the visibility head is fitted to in the end; None leaves the
+            head as the stages trained it.
+    """
 
     name: str
     stages: tuple[Stage, ...]
     config: ChronoConfig | None = None
+    visibility: Stage | None = None
 
 
 TINY = Recipe(
@@ -133,23 +139,17 @@ TINY = Recipe(
             huber=0.04,
             balanced=True,
         ),
-        Stage(
-            name="visibility",
-            steps=200,
-            frames=(8, 16),
-            gap=(0.7, 3),
-            size=(192, 192),
-            grid=(24, 24),
-            batch=1,
-            tracks=256,
-            learning_rate=0.3,
-            cross_entropy=(0.0, 0.0),
-            huber=0.0,
-            visibility=1.0,
-            visibility_only=True,
-            weight_decay=0.0,
-            clip_gradient=10.0,
-        ),
+    ),
+    visibility=Stage(
+        name="visibility",
+        steps=60,
+        frames=(8, 16),
+        gap=(0.7, 3),
+        size=(192, 192),
+        grid=(24, 24),
+        batch=1,
+        tracks=256,
+        learning_rate=0.0,
     ),
 )
 
