@@ -37,7 +37,7 @@ from . import harness
 SIZE, GRID = (128, 128), (16, 16)
 COVERED = Variety(covers=1.0, blackout=0.5)
 TIME = Stage(
-    "clips", 300, (12, 12), (0.7, 3), SIZE, GRID, 1, 96, 4e-4, views=2, cross_entropy=(1.0, 0.5), variety=COVERED
+    "clips", 300, (16, 16), (0.7, 3), SIZE, GRID, 8, 96, 5e-4, views=2, cross_entropy=(1.0, 0.5), variety=COVERED
 )
 SCENES = dataclasses.replace(TINY.stages[0], steps=500, batch=4, frames=(3, 3))
 SMALL = TINY.config.replace(vit_kwargs={**TINY.config.vit_kwargs, "embed_dim": 144, "depth": 4})
@@ -64,7 +64,7 @@ def job(table: str, name: str, seed: int, steps: int | None, textures: Path, war
     """Trains one variant with one seed and scores it."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        model = trained(table, name, seed, steps, textures, start, Path(scratch)).to("cpu")
+        model = trained(table, name, seed, steps, textures, start, Path(scratch))
     scores = {"seed": seed, **score(model, HeldOut(textures, SIZE, first=100), GRID)}
     if table == "scenes" and warps is not None:
         scores |= score(model, Warps(warps, (256, 256)), (32, 32), adapters=False)
@@ -104,7 +104,7 @@ def score(model: ChronoBackbone, data: Any, grid: tuple[int, int], adapters: boo
     contender, groups = from_model("model", model, adapters=adapters), {}
     for entry in data:
         video = entry.load()
-        (record,) = track_records(contender, video, ["first"], Clip(video.frames, "cpu"))
+        (record,) = track_records(contender, video, ["first"], Clip(video.frames, str(model.device)))
         groups.setdefault(entry.group, []).append(100 * record["metrics"]["average_pts_within_thresh"])
     return {group: statistics.fmean(values) for group, values in groups.items()}
 

@@ -1,4 +1,4 @@
-"""Everything to run where there is a GPU: `python -m benchmarks.gpu [--out FOLDER]`, under eight minutes.
+"""Everything to run where there is a GPU: `python -m benchmarks.gpu [--out FOLDER] [--part checks|benchmarks]`.
 
 First correctness: every path on the GPU against the CPU in float64 or against its plain twin. Then every benchmark, and
 which attention kernels won, as entries for the tables in `ops/spatial_attention.py` and `ops/temporal_attention.py`.
@@ -106,7 +106,8 @@ def check_kernel(device: str) -> list[harness.Row]:
 def _with_gradients(function: Callable[..., torch.Tensor], tensors: list[torch.Tensor], *rest: object) -> tuple:
     inputs = [t.detach().clone().requires_grad_() for t in tensors]
     out = function(*inputs, *rest)
-    return out, *torch.autograd.grad(out.double().sin().sum(), inputs)
+    loss = out.double().sin().sum() / inputs[0].shape[:3].numel() ** 0.5  # so that no sum overflows float16
+    return out, *torch.autograd.grad(loss, inputs)
 
 
 def check_matching(device: str) -> list[harness.Row]:
@@ -234,6 +235,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=harness.RESULTS)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--part", choices=("checks", "benchmarks"), help="default: both")
     parser.add_argument("--small", action="store_true", help="small sizes, to try the script")
     args = parser.parse_args()
     device, repeats, small = args.device, args.repeats, args.small
@@ -248,7 +250,7 @@ def main() -> None:
         "clips": check_clips,
         "features": check_features,
     }
-    for name, check in checks.items():
+    for name, check in checks.items() if args.part != "benchmarks" else ():
         try:
             rows = check(device)
             harness.report(f"gpu_checks_{name}", device, {"Relative errors": rows}, args.out)
@@ -261,13 +263,13 @@ def main() -> None:
     sizes = [(8, 2)] if small else [(64, 24), (32, 24)]
     counts = [16] if small else [256, 1024, 4096, 100_000]
     steps: dict[str, Callable[[], dict[str, list[harness.Row]]]] = {
+        "temporal_attention": lambda: {"Temporal attention": temporal_backends(device, repeats)},
         "adapters": lambda: adapters.measure(
             device, repeats, vit="small", sizes=sizes, dtype=dtype, compiled=not small
         ),
         "adapters_one_frame": lambda: adapters.measure(
             device, 3 * repeats, vit="small", sizes=[(8 if small else 32, 1)], dtype=dtype, compiled=False
         ),
-        "temporal_attention": lambda: {"Temporal attention": temporal_backends(device, repeats)},
         "matching": lambda: matching.measure(
             device,
             repeats,
@@ -275,15 +277,16 @@ def main() -> None:
             [(16, 4)] if small else [(256, 24), (1024, 24)],
         ),
         "end_to_end": lambda: end_to_end.measure(device, repeats, *sizes[0], counts, dtype),
-        "refinement": lambda: refinement.measure(device, repeats, [4] if small else [16], 4 if small else 48),
         "tiny": lambda: tiny.measure(device, repeats, 4 if small else 48),
+        "chrono_tiny": lambda: {"chrono-tiny": tiny_speeds(device, repeats)},
+        "refinement": lambda: refinement.measure(device, repeats, [4] if small else [16], 4 if small else 48),
         "roofline": lambda: roofline.measure(device, repeats, "small", *sizes[0], dtype),
         "long_video": lambda: long_video.measure(device, [20, 40] if small else [100, 500, 2000], 8 if small else 64),
-        "chrono_tiny": lambda: {"chrono-tiny": tiny_speeds(device, repeats)},
     }
     if device == "cuda":
-        steps["spatial_attention"] = lambda: {"Spatial attention, bfloat16": spatial_backends(device, repeats)}
-    for name, step in steps.items():
+        spatial = {"spatial_attention": lambda: {"Spatial attention, bfloat16": spatial_backends(device, repeats)}}
+        steps = {**spatial, **steps}
+    for name, step in steps.items() if args.part != "checks" else ():
         try:
             harness.report(name, device, step(), args.out)
         except Exception as error:

@@ -233,6 +233,7 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")] = True,
     mixed_precision: Annotated[str | None, typer.Option(help="no, fp16 or bf16, as accelerate knows them.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that make clips.")] = 1,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the model.")] = False,
 ) -> None:
     """Train on synthetic clips.
 
@@ -252,6 +253,7 @@ def train(
         resume=resume,
         mixed_precision=mixed_precision,
         workers=workers,
+        compile=compile,
     )
     _done(out)
 

@@ -20,13 +20,16 @@ _STRIDE = 2**20  # steps that fit between two seeds of `train`
 
 @dataclass(frozen=True)
 class Batch:
-    video: Tensor  # (B, T, 3, H, W)
+    video: Tensor  # (B, T, 3, H, W) uint8
     queries: Tensor  # (B, N, 3) (t, x, y)
     tracks: Tensor  # (B, N, T, 2) pixels
     visible: Tensor  # (B, N, T) bool
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch(*(v.to(device, non_blocking=True) for v in vars(self).values()))
+
+    def pin_memory(self) -> Batch:
+        return Batch(*(v.pin_memory() for v in vars(self).values()))
 
 
 class SyntheticBatches(Dataset[Batch]):
@@ -51,7 +54,8 @@ class SyntheticBatches(Dataset[Batch]):
         device: torch.device | str = "cpu",
         augment: bool = True,
     ) -> None:
-        self.stage, self.textures, self.device, self.augment = stage, textures, device, augment
+        self.stage, self.device, self.augment = stage, device, augment
+        self.textures = textures  # moved when the first clip is made: by then this may be in a process of its own
         self.first = seed * _STRIDE * 64 * world + rank * stage.batch
         self.per_step = stage.batch * world
 
@@ -68,6 +72,8 @@ class SyntheticBatches(Dataset[Batch]):
 
     def _clip(self, seed: int, frames: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         stage = self.stage
+        if self.textures is not None:
+            self.textures = self.textures.to(self.device)
         generator = torch.Generator().manual_seed(seed)
         slow, fast = stage.gap
         gap = slow * (fast / slow) ** float(torch.rand((), generator=generator))
@@ -83,6 +89,7 @@ class SyntheticBatches(Dataset[Batch]):
             variety=stage.variety,
         )
         video = augment_colour(clip.video, generator) if self.augment else clip.video
+        video = (video * 255).round().byte()
         queries = draw_queries(clip.tracks, clip.visible, generator, stage.views)
         return video, queries, clip.tracks.repeat(stage.views, 1, 1), clip.visible.repeat(stage.views, 1)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..adapter import AttentionMixer
 from ..backbone import ChronoBackbone
@@ -88,6 +88,11 @@ class Trainee(nn.Module):
         delta = torch.stack([(distance < t).float().sum() for t in THRESHOLDS]).mean() / max(len(distance), 1)
         return {**losses, "total": total, "delta": delta, "temperature": temperature.detach()}
 
+    def compile_blocks(self) -> None:
+        """Compiles the ViT's blocks, but no adapters: every change of their window would compile them anew."""
+        for block in self.backbone.vit.blocks:
+            block.compile()
+
     def look_ahead(self, frames: int | None) -> None:
         """Sets how many frames after its own the adapters' attention sees; None takes the configuration's."""
         before, after = self.backbone.config.window
@@ -101,15 +106,14 @@ def _similarity(
     queries: Tensor,  # (B, N, 3)
     size: tuple[int, int],
 ) -> Tensor:  # (B, N, T, h, w): the whole volume, which small training grids can afford
-    rows, columns = features.shape[-2:]
+    batch, frames, _, rows, columns = features.shape
     cells = queries[..., 1:] * queries.new_tensor([columns / size[1], rows / size[0]])
-    last = features.permute(0, 1, 3, 4, 2)
-    sampled = [
-        torch.stack([last[b][t.long(), y, x] * weight for y, x, weight in bilinear_corners(c, rows, columns)]).sum(0)
-        for b, (t, c) in enumerate(zip(queries[..., 0], cells, strict=True))
-    ]
+    frame = torch.arange(batch, device=queries.device)[:, None] * frames + queries[..., 0].long()
+    last = features.permute(0, 1, 3, 4, 2).flatten(0, 1)
+    corners = bilinear_corners(cells.flatten(0, 1), rows, columns)
+    sampled = torch.stack([last[frame.flatten(), y, x] * weight for y, x, weight in corners]).sum(0)
     with torch.autocast(features.device.type, enabled=False):  # half precision rounds what the softmax looks at
-        return torch.einsum("bnc,btchw->bnthw", torch.stack(sampled).float(), features.float())
+        return torch.einsum("bnc,btchw->bnthw", sampled.float().unflatten(0, (batch, -1)), features.float())
 
 
 def train(
@@ -123,6 +127,7 @@ def train(
     resume: bool = True,
     mixed_precision: str | None = None,
     workers: int = 1,
+    compile: bool = False,
 ) -> ChronoBackbone:
     """Trains a model on synthetic clips and saves it in `out`, with a log and a checkpoint to resume from.
 
@@ -137,7 +142,9 @@ def train(
         steps: Overrides the steps of every stage.
         resume: Whether to go on from `out`'s checkpoint where there is one.
         mixed_precision: "no", "bf16" or "fp16"; None takes bf16 on CUDA and none elsewhere.
-        workers: Processes that make clips while the CPU trains; on CUDA clips are made on the GPU instead.
+        workers: Processes that make clips while the model trains, on the GPU where there is one (there, one for each
+            processor but two is a good number).
+        compile: Whether `torch.compile` compiles the blocks of the ViT.
 
     Returns:
         The trained model, in eval mode.
@@ -160,6 +167,8 @@ def train(
     )
     if accelerator.device.type == "cpu":
         torch.set_flush_denormal(True)  # zero-initialised layers make denormals, which slow Adam tenfold
+    else:
+        torch.backends.cuda.matmul.allow_tf32 = True  # of what bf16 leaves in float32: correlations
     out.mkdir(parents=True, exist_ok=True)
     photographs = None if textures is None else _Photographs(Path(textures))
     setting = {"processes": accelerator.num_processes, "precision": mixed_precision}
@@ -173,6 +182,8 @@ def train(
     trainee = Trainee(_start(model) if plan.config is None else ChronoBackbone(plan.config))
     if saved:
         trainee.load_state_dict(saved["model"])
+    if compile:
+        trainee.compile_blocks()
     first_stage = saved["stage"] if saved else 0
     for index in range(first_stage, len(plan.stages)):
         run = _StageRun(accelerator, trainee, plan, index, seed, photographs, out, identity)
@@ -245,11 +256,13 @@ class _StageRun:
         with _progress(self.accelerator.is_main_process) as progress:
             task = progress.add_task(self.stage.name, total=self.stage.steps, completed=first)
             for step, batch in enumerate(batches, start=first + 1):
-                metrics = self._step(step, batch)
+                losses = self._step(step, batch)
                 self._update_average(step)
-                summary = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("total", "delta"))
-                progress.update(task, advance=1, description=f"{self.stage.name}  {summary}")
-                if step % LOG_EVERY == 0:
+                progress.update(task, advance=1)
+                if step % LOG_EVERY == 0:  # reading a number waits for the GPU
+                    metrics = {name: float(value) for name, value in losses.items()}
+                    summary = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("total", "delta"))
+                    progress.update(task, description=f"{self.stage.name}  {summary}")
                     self._log(step, metrics)
                 if step % VALIDATE_EVERY == 0 or step == self.stage.steps:
                     self._validate(step)
@@ -274,11 +287,9 @@ class _StageRun:
         a = self.accelerator
         ranks = a.process_index, a.num_processes
         data = _clips(self.plan, self.index, self.seed, self.photographs, a.device, *ranks)
-        rest = Subset(data, range(first, self.stage.steps))
-        on_gpu = a.device.type == "cuda"
-        return DataLoader(rest, batch_size=None, collate_fn=_as_is, num_workers=0 if on_gpu else workers)
+        return loader(Subset(data, range(first, self.stage.steps)), workers, a.device.type)
 
-    def _step(self, step: int, batch: Batch) -> dict[str, float]:
+    def _step(self, step: int, batch: Batch) -> dict[str, Tensor]:
         self.model.train()
         if self.stage.frames_after:
             draw = torch.Generator().manual_seed(step + 2**31)  # not the draw of the clips' length
@@ -290,7 +301,7 @@ class _StageRun:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.scheduler.step()
-        return {name: float(value.detach()) for name, value in losses.items()}
+        return {name: value.detach() for name, value in losses.items()}
 
     @torch.no_grad()
     def _update_average(self, step: int) -> None:
@@ -349,6 +360,19 @@ class _StageRun:
         }
         with write_beside(self.out / "checkpoint.pt") as file:
             torch.save(state, file)
+
+
+def loader(batches: Dataset[Batch], workers: int, device: str) -> DataLoader[Batch]:
+    """Batches on the host, made by some processes ahead of time."""
+    on_gpu = device == "cuda"
+    return DataLoader(
+        batches,
+        batch_size=None,
+        collate_fn=_on_host,
+        num_workers=workers,
+        multiprocessing_context="spawn" if on_gpu and workers else None,  # CUDA does not survive a fork
+        pin_memory=on_gpu,
+    )
 
 
 def _clips(
@@ -423,8 +447,8 @@ def _identity(
     )
 
 
-def _as_is(batch: Any) -> Any:
-    return batch
+def _on_host(batch: Batch) -> Batch:
+    return batch.to("cpu")  # from process to process
 
 
 def _progress(enabled: bool) -> Any:

@@ -49,16 +49,20 @@ def paste(covers: Covers, video: Tensor) -> Tensor:  # [T, 3, H, W]
     """The video with its covers."""
     height, width = covers.size
     rows, columns = (torch.arange(side, dtype=torch.float64) + 0.5 for side in (height, width))  # as in `hidden`
-    video = video.clone()
+    rows, columns, video = rows.to(video.device), columns.to(video.device), video.clone()
     for shape, picture, centre, present in zip(
         covers.shapes, covers.pictures, covers.centre, covers.present, strict=True
     ):
-        for frame in present.nonzero().flatten().tolist():
-            x = ((columns - centre[frame, 0].item()) / max(covers.size)).expand(height, width)
-            y = ((rows - centre[frame, 1].item()) / max(covers.size))[:, None].expand(height, width)
-            grid = 2 * torch.stack((x, y), dim=-1)[None].float().to(video.device)
-            colour = F.grid_sample(picture[None].to(video), grid, padding_mode="reflection", align_corners=False)[0]
-            video[frame] = torch.where((shape.level(x, y) > 0).to(video.device), colour, video[frame])
+        at = centre[present].to(video.device)
+        if not len(at):
+            continue
+        x = ((columns - at[:, :1]) / max(covers.size))[:, None].expand(-1, height, width)
+        y = ((rows - at[:, 1:]) / max(covers.size))[:, :, None].expand(-1, height, width)
+        grid = 2 * torch.stack((x, y), dim=-1).float()
+        pictures = picture.to(video).expand(len(at), -1, -1, -1)
+        colour = F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
+        there = present.to(video.device)
+        video[there] = torch.where((shape.level(x, y) > 0)[:, None], colour, video[there])
     if covers.blank.any():
         video[covers.blank.to(video.device)] = F.interpolate(covers.instead[None].to(video), covers.size, mode="area")
     return video

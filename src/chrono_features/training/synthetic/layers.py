@@ -58,13 +58,20 @@ class Layers:
 # --- geometry -------------------------------------------------------------------------------------------------------
 
 
-def bend(layers: Layers, k: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:  # [T, P] each
-    """What the waves add to points of layer k."""
-    push_x, push_y = torch.zeros_like(x), torch.zeros_like(y)
-    for vector, push, phase in zip(layers.wave_vector[k], layers.wave_push[k], layers.wave_phase[k], strict=True):
-        wave = torch.sin(vector[0] * x + vector[1] * y + phase[:, None])
-        push_x, push_y = push_x + push[0] * wave, push_y + push[1] * wave
-    return push_x, push_y
+def bend(layers: Layers, layer: int | Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:  # [T, P] each
+    """What the waves add to points of one layer, or of one layer each, [P]."""
+    layer = torch.as_tensor(layer, device=x.device)
+    along_x, along_y = layers.wave_vector[layer].movedim(-2, 0).unbind(-1)  # [W] or [W, P] each
+    push_x, push_y = layers.wave_push[layer].movedim(-2, 0).unbind(-1)
+    phase = layers.wave_phase[layer].movedim(-2, 0)  # [W, T] or [W, P, T]
+    if layer.ndim:
+        along_x, along_y, push_x, push_y = (v[:, None] for v in (along_x, along_y, push_x, push_y))
+        phase = phase.transpose(1, 2)
+    else:
+        along_x, along_y, push_x, push_y = (v[:, None, None] for v in (along_x, along_y, push_x, push_y))
+        phase = phase[..., None]
+    wave = torch.sin(along_x * x + along_y * y + phase)  # [W, T, P]
+    return (push_x * wave).sum(0), (push_y * wave).sum(0)
 
 
 def topmost(layers: Layers, xy: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # [T, 2, P] pixels
@@ -98,19 +105,14 @@ def topmost(layers: Layers, xy: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # [T,
 def from_layer(layers: Layers, layer: Tensor, points: Tensor) -> Tensor:  # [N], [N, 2] -> [N, T, 2] pixels
     """Where points of the layers are in every frame."""
     height, width = layers.size
-    frames = layers.homography.shape[1]
-    xy = points.new_zeros(len(points), frames, 2)
-    for k in layer.unique().tolist():
-        target_x, target_y = points[layer == k].T[:, None].expand(2, frames, -1)
-        x, y = target_x, target_y
-        for _ in range(ITERATIONS if k in layers.bent else 0):
-            push_x, push_y = bend(layers, k, x, y)
-            x, y = target_x - push_x, target_y - push_y
-        seen = layers.homography[k] @ torch.stack((x, y, torch.ones_like(x)), dim=1)
-        centred = seen[:, :2] / seen[:, 2:].clamp_min(HORIZON)
-        pixels = centred * max(height, width) + points.new_tensor([[width / 2], [height / 2]])
-        xy[layer == k] = pixels.permute(2, 0, 1)
-    return xy
+    target_x, target_y = points.T[:, None].expand(2, layers.homography.shape[1], -1)
+    x, y = target_x, target_y
+    for _ in range(ITERATIONS if layers.bent else 0):
+        push_x, push_y = bend(layers, layer, x, y)
+        x, y = target_x - push_x, target_y - push_y
+    seen = (layers.homography[layer] @ torch.stack((x, y, torch.ones_like(x)), dim=-1).movedim(1, 0)[..., None])[..., 0]
+    centred = seen[..., :2] / seen[..., 2:].clamp_min(HORIZON)
+    return centred * max(height, width) + points.new_tensor([width / 2, height / 2])
 
 
 def sees(layers: Layers, layer: Tensor, xy: Tensor) -> Tensor:  # [N], [N, T, 2] -> [N, T] bool

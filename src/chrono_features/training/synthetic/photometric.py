@@ -32,11 +32,21 @@ def add_photometrics(
     gain = (gain * uniforms(generator, 0.93, 1.07, 3)).float().to(video.device)[..., None, None]
     video = (video * gain).clamp(0, 1) ** uniform(generator, 0.8, 1.25)
     if chance(generator, 0.6):
-        noise = torch.randn(video.shape, generator=generator).to(video.device)
-        video = video.add(noise, alpha=log_uniform(generator, 0.002, 0.03))
+        video = video.add(_noise(generator, video), alpha=log_uniform(generator, 0.002, 0.03))
     if chance(generator, variety.codec):
         video = compress(video.clamp(0, 1), log_uniform(generator, 0.01, 0.08))
     return video.clamp(0, 1)
+
+
+def _noise(generator: Generator, video: Tensor) -> Tensor:  # [T, 3, H, W]
+    """Normal noise: every frame another part of one drawn field, since drawing for each would outlast rendering."""
+    frames, channels, height, width = video.shape
+    field = torch.randn(channels, 2 * height, 2 * width, generator=generator).to(video.device)
+    rows, columns = (
+        torch.randint(side + 1, (frames, 1), generator=generator) + torch.arange(side) for side in (height, width)
+    )
+    rows, columns = rows.to(video.device), columns.to(video.device)
+    return field[:, rows[:, :, None], columns[:, None]].transpose(0, 1)
 
 
 def _shading(generator: Generator, times: Tensor, video: Tensor) -> Tensor:  # [T, 1, H, W]

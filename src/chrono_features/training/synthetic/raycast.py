@@ -83,11 +83,10 @@ def trace(
 ) -> tuple[Tensor, Tensor]:  # [T, P] ray parameter of the first hit (inf: none), [T, P] solid hit
     nearest = torch.full_like(rays[:, 0], math.inf)
     solid = torch.zeros_like(nearest, dtype=torch.long)
-    to_unit = world.to_unit
-    is_round = world.is_round.tolist()
+    to_unit, is_round = world.to_unit, world.is_round.tolist()
+    starts = to_unit @ (origin - world.position)[..., None]  # [S, T, 3, 1]
     for s in range(0 if with_room else 1, len(is_round)):
-        start = to_unit[s] @ (origin - world.position[s])[..., None]  # [T, 3, 1]
-        ray = to_unit[s] @ rays
+        start, ray = starts[s], to_unit[s] @ rays
         hit = _hit_sphere(start, ray) if is_round[s] else _hit_cube(start, ray, inside=s == ROOM)
         closer = hit < nearest
         nearest = torch.where(closer, hit, nearest)
