@@ -1,9 +1,9 @@
 """What clips are made of, and how time is mixed, at small scale: `python -m benchmarks.ablation --table time ...`.
 
 *scenes*: the recipe's first stage, much shortened, from nothing, on clips with more and more in them. *time*: short
-trainings from the same network with fresh adapters of different kinds, on clips with long occlusions. All of one table
-train for as many steps (those of *time* on the same clips), and are scored on held-out clips; *scenes* also on warps of
-`--warps`.
+trainings of fresh adapters of different kinds on the same frozen ViT (as in the paper), on clips with long occlusions.
+All of one table train for as many steps (those of *time* on the same clips), and are scored on held-out clips;
+*scenes* also on warps of `--warps`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from . import harness
 SIZE, GRID = (128, 128), (16, 16)
 COVERED = Variety(covers=1.0, blackout=0.5)
 TIME = Stage(
-    "clips", 300, (16, 16), (0.7, 3), SIZE, GRID, 8, 96, 5e-4, views=2, cross_entropy=(1.0, 0.5), variety=COVERED
+    "clips", 400, (16, 16), (0.7, 3), SIZE, GRID, 2, 96, 2e-3, views=2, cross_entropy=(1.0, 0.5), variety=COVERED
 )
 SCENES = dataclasses.replace(TINY.stages[0], steps=500, batch=4, frames=(3, 3))
 SMALL = TINY.config.replace(vit_kwargs={**TINY.config.vit_kwargs, "embed_dim": 144, "depth": 4})
@@ -88,10 +88,10 @@ def trained(
 
 
 def fresh_adapters(start: str, changes: dict[str, Any], seed: int) -> ChronoBackbone:
-    """A model as `start`, but for new adapters."""
+    """A model as `start`, but for new adapters, and frozen below them."""
     trained = ChronoBackbone.from_pretrained(start)
     torch.manual_seed(seed)
-    model = ChronoBackbone(trained.config.replace(confidence=None, refined_confidence=None, **changes))
+    model = ChronoBackbone(trained.config.replace(freeze_vit=True, confidence=None, refined_confidence=None, **changes))
     weights = {k: v.float() for k, v in trained.state_dict().items() if not k.startswith("adapters.")}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected and all(key.startswith("adapters.") for key in missing)

@@ -8,7 +8,6 @@ which attention kernels won, as entries for the tables in `ops/spatial_attention
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from chrono_features import ChronoBackbone, ChronoConfig, grid_queries, propagate_labels, soft_argmax_track
 from chrono_features.ops.temporal_attention import plain_temporal_attention, temporal_attention
-from chrono_features.training.data import SyntheticBatches
-from chrono_features.training.loop import Trainee
-from chrono_features.training.recipes import TINY
 from chrono_features.training.synthetic import make_clip
 
 from . import adapters, end_to_end, harness, long_video, matching, refinement, roofline, tiny
@@ -217,14 +213,10 @@ def tiny_speeds(device: str, repeats: int) -> list[harness.Row]:
     model = ChronoBackbone.from_pretrained("chrono-tiny").to(device)
     video = torch.randint(0, 256, (1, 24, 3, 256, 256), dtype=torch.uint8, device=device)
     queries = grid_queries(16, (256, 256)).to(device)
-    stage = dataclasses.replace(TINY.stages[1], steps=1, frames=(8, 8))
-    batch = SyntheticBatches(stage, None, device=device)[0]
-    trainee = Trainee(ChronoBackbone(TINY.config)).to(device).train()
     runs = {
         "chrono-tiny features, 24 frames at 256 x 256": torch.no_grad()(lambda: model(video)),
         "chrono-tiny tracks of 256 points, features included": lambda: model.track(video, queries),
         "synthetic video, 16 frames at 256 x 256": lambda: make_clip(1, frames=16, size=(256, 256), device=device),
-        "training step, 8 frames at 192 x 192": lambda: trainee(batch, stage)["total"].backward(),
     }
     measured = harness.side_by_side(runs, device, repeats)
     return [times.row(name, unit="ms") for name, times in measured.items()]

@@ -1,5 +1,7 @@
 """Whether clips are made as fast as they are learned from: `python -m benchmarks.training [--textures DIR]`.
 
+On a GPU, start NVIDIA's multi-process service first (`nvidia-cuda-mps-control -d`), or the processes take turns there.
+
 For a stage of a recipe, frames a second: of the clips that some processes make, of training steps on one batch, and of
 training as it runs, both at once.
 """
@@ -62,7 +64,7 @@ def measure(
     data = SyntheticBatches(stage, textures, device=device)
     for count in workers:
         batches = iter(loader(data, count, device))
-        for _ in range(3 * count):  # until all are at work
+        for _ in range(count):  # until all are at work
             next(batches)
         made = over(batches, lambda batch: batch.video.shape[0] * batch.video.shape[1])
         rows.append({"what": f"clips, {count} processes", "frames/s": made})

@@ -235,6 +235,16 @@ def test_blur_takes_each_frame_by_its_kernel():
     assert torch.equal(blurred[1, :, :, -1], video[1, :, :, -1])  # the border is repeated
 
 
+def test_noise_is_normal_and_another_in_every_frame():
+    video = torch.empty(6, 3, 32, 40)
+    noise = photometric._noise(generator(0), video)
+    assert noise.shape == video.shape and noise.mean().abs() < 0.03 and abs(noise.std() - 1) < 0.03
+    likeness = torch.corrcoef(noise.flatten(1)) - torch.eye(6)
+    assert likeness.abs().max() < 0.1
+    across = torch.corrcoef(torch.stack((noise[..., 1:].flatten(), noise[..., :-1].flatten())))[0, 1]
+    assert across.abs() < 0.05
+
+
 def test_compression_rounds_blocks():
     video = torch.rand(2, 3, 20, 13, generator=generator(0))
     assert torch.allclose(photometric.compress(video, 1e-6), video, atol=1e-4)

@@ -147,6 +147,17 @@ def test_a_step_decides_its_batch():
     assert seen.all()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_in_their_order_as_bytes_on_the_host(workers):
+    batches = SyntheticBatches(dataclasses.replace(STAGE, steps=3), None, seed=1)
+    loaded = list(loop.loader(batches, workers, "cpu"))
+    assert len(loaded) == 3
+    for step, batch in enumerate(loaded):
+        assert batch.video.dtype == torch.uint8 and batch.video.device.type == "cpu"
+        for name, value in vars(batches[step]).items():
+            assert torch.equal(getattr(batch, name), value), name
+
+
 def test_a_step_draws_its_frames_and_processes_agree_on_them():
     stage = dataclasses.replace(STAGE, frames=(2, 5), batch=1, tracks=4, views=2)
     mine, other = (SyntheticBatches(stage, None, rank=rank, world=2) for rank in range(2))
@@ -266,6 +277,15 @@ def test_a_diverged_run_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Trainee, "forward", diverged)
     with pytest.raises(ValueError, match="stage pairs diverged"):
         run(tmp_path, dataclasses.replace(RECIPE, stages=(STAGE,)))
+
+
+def test_blocks_are_compiled_when_asked(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
+    run(tmp_path / "plain")
+    assert not compiled
+    run(tmp_path / "compiled", compile=True)
+    assert compiled == ["Block"] * RECIPE.config.vit_kwargs["depth"]
 
 
 def test_a_run_is_logged_for_tensorboard(uninterrupted):

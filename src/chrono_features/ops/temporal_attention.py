@@ -23,7 +23,7 @@ BACKEND_VARIABLE = "CHRONO_FEATURES_BACKEND"
 
 # (CUDA compute capability, type) -> the largest number of rows (B * T * P) at which the kernel was measured to be
 # faster without gradients. With them it was not measured: the backward pass computes the twin again.
-MEASURED_WINS: dict[tuple[tuple[int, int], torch.dtype], int] = {}
+MEASURED_WINS: dict[tuple[tuple[int, int], torch.dtype], int] = {((9, 0), torch.bfloat16): 25_600}
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KERNEL_HEAD_SIZES = (16, 32, 64)

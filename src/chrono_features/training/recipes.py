@@ -110,7 +110,7 @@ TINY = Recipe(
         # Single frames first: matching has to exist before time can help it.
         Stage(
             name="frames",
-            steps=1200,
+            steps=700,
             frames=(16, 16),
             gap=(0.7, 8),
             size=(128, 128),
@@ -125,7 +125,7 @@ TINY = Recipe(
         ),
         Stage(
             name="clips",
-            steps=1600,
+            steps=900,
             frames=(8, 24),
             gap=(0.7, 4),
             size=(256, 256),
