@@ -232,7 +232,9 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the clips.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")] = True,
     mixed_precision: Annotated[str | None, typer.Option(help="no, fp16 or bf16, as accelerate knows them.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that make clips.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that make clips; default 1, with a GPU all processors but two.")
+    ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the model.")] = False,
 ) -> None:
     """Train on synthetic clips.

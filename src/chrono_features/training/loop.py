@@ -126,7 +126,7 @@ def train(
     steps: int | None = None,
     resume: bool = True,
     mixed_precision: str | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     compile: bool = False,
 ) -> ChronoBackbone:
     """Trains a model on synthetic clips and saves it in `out`, with a log and a checkpoint to resume from.
@@ -142,8 +142,8 @@ def train(
         steps: Overrides the steps of every stage.
         resume: Whether to go on from `out`'s checkpoint where there is one.
         mixed_precision: "no", "bf16" or "fp16"; None takes bf16 on CUDA and none elsewhere.
-        workers: Processes that make clips while the model trains, on the GPU where there is one (there, one for each
-            processor but two is a good number).
+        workers: Processes that make clips while the model trains, on the GPU where there is one. None takes one on a
+            CPU and, with a GPU, one for each processor but two.
         compile: Whether `torch.compile` compiles the blocks of the ViT.
 
     Returns:
@@ -169,6 +169,8 @@ def train(
         torch.set_flush_denormal(True)  # zero-initialised layers make denormals, which slow Adam tenfold
     else:
         torch.backends.cuda.matmul.allow_tf32 = True  # of what bf16 leaves in float32: correlations
+    if workers is None:
+        workers = max(1, (os.cpu_count() or 1) - 2) if accelerator.device.type == "cuda" else 1
     out.mkdir(parents=True, exist_ok=True)
     photographs = None if textures is None else _Photographs(Path(textures))
     setting = {"processes": accelerator.num_processes, "precision": mixed_precision}
@@ -447,7 +449,7 @@ def _identity(
     )
 
 
-def _on_host(batch: Batch) -> Batch:
+def _on_host(batch: Any) -> Any:
     return batch.to("cpu")  # from process to process
 
 

@@ -1,0 +1,120 @@
+"""Features of a clip at the strides, widths and layout that a tracker wants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbone import ChronoBackbone
+from ..checks import check_video
+from ..ops.dtypes import unit_length
+
+FINEST_STRIDE = 4  # pixels: finer features are interpolated, as a finer token grid costs four times as much
+LAYOUTS = ("BCHW", "BTCHW", "BTHWC")
+
+
+class FeatureProvider(nn.Module):
+    """A backbone and a head for each level of features: 1 x 1 convolutions, to the channels that a tracker expects.
+
+    The whole clip passes the backbone at once, so that frames see each other.
+
+    Args:
+        chrono: The backbone.
+        stride: Pixels between the features of the finest level.
+        channels: Of a level, or of each of them, finest first.
+        layout: "BCHW", (B * T, C, h, w), as networks for single images have it; "BTCHW" or "BTHWC".
+        normalised: Whether features have unit length along the channels.
+        levels: How many; each has twice the stride of the one before.
+
+    Raises:
+        ValueError: An argument is not as above.
+    """
+
+    def __init__(
+        self,
+        chrono: ChronoBackbone,
+        stride: int = 4,
+        channels: int | Sequence[int] = 128,
+        layout: str = "BCHW",
+        normalised: bool = False,
+        levels: int = 1,
+    ) -> None:
+        super().__init__()
+        if not isinstance(chrono, ChronoBackbone):
+            raise ValueError(f"chrono of type {type(chrono).__name__}; expected a ChronoBackbone")
+        if stride < 1 or levels < 1:
+            raise ValueError(f"stride={stride!r}, levels={levels!r}; expected positive whole numbers")
+        widths = [channels] * levels if isinstance(channels, int) else list(channels)
+        if len(widths) != levels or any(width < 1 for width in widths):
+            raise ValueError(f"channels={channels!r}; expected a positive whole number, or {levels} of them")
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout={layout!r}; expected one of {', '.join(LAYOUTS)}")
+        self.chrono, self.layout, self.normalised = chrono, layout, normalised
+        self.strides = [stride * 2**level for level in range(levels)]
+        self.heads = nn.ModuleList(
+            nn.Conv2d(chrono.feature_info[self._source(s)]["num_chs"], width, 1)
+            for s, width in zip(self.strides, widths, strict=True)
+        )
+        self.heads.to(chrono.device, chrono.dtype)
+
+    def forward(
+        self,
+        video: Tensor,  # (B, T, 3, H, W)
+    ) -> Tensor | list[Tensor]:
+        """Computes features.
+
+        Args:
+            video: uint8 0 … 255 or floating 0 … 1.
+
+        Returns:
+            Features at H / stride x W / stride in the layout asked for; with several levels a list, finest first.
+
+        Raises:
+            ValueError: The video is not as above, or its sides are no multiples of the strides.
+        """
+        check_video(video)
+        height, width = video.shape[-2:]
+        coarsest = self.strides[-1]
+        if height % coarsest or width % coarsest:
+            raise ValueError(f"video of {height} x {width} pixels; expected multiples of {coarsest}, the widest stride")
+        pyramid = self.chrono.forward_pyramid(video, self.grid((height, width)))
+        levels = []
+        for head, stride in zip(self.heads, self.strides, strict=True):
+            size = height // stride, width // stride
+            maps = head(_resized(pyramid[self._source(stride)].flatten(0, 1), size)).unflatten(0, video.shape[:2])
+            levels.append(_laid_out(unit_length(maps) if self.normalised else maps, self.layout))
+        return levels if len(levels) > 1 else levels[0]
+
+    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """The token grid for frames of (height, width): features come at the finest stride, but no finer than 4."""
+        finest = max(self.strides[0], FINEST_STRIDE)
+        tokens = finest * self.chrono.feature_shape((1, 1))[1]  # pixels of a token: a neck doubles the grid
+        return tuple(max(1, math.ceil(side / tokens)) for side in image_size)  # type: ignore[return-value]
+
+    def _source(self, stride: int) -> int:
+        """The level of the backbone's pyramid for a stride: its coarsest that is no coarser."""
+        info = self.chrono.feature_info
+        finest = max(self.strides[0], FINEST_STRIDE)
+        ratios = [level["reduction"] / info[0]["reduction"] for level in info]
+        return max(i for i, ratio in enumerate(ratios) if finest * ratio <= max(stride, finest))
+
+
+def _laid_out(maps: Tensor, layout: str) -> Tensor:  # (B, T, C, h, w)
+    if layout == "BCHW":
+        return maps.flatten(0, 1)
+    return maps if layout == "BTCHW" else maps.permute(0, 1, 3, 4, 2)
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:  # (N, C, h, w) -> (N, C, *size)
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    smaller = maps.shape[-1] > size[1]
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False, antialias=smaller)
+
+
+def frames_from_symmetric(video: Tensor) -> Tensor:
+    """Values in [-1, 1], as trackers take them, in [0, 1]; what lies a little outside is cut off."""
+    return ((video + 1) / 2).clamp(0, 1)
