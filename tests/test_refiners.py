@@ -3,8 +3,10 @@ CHRONO_TEST_LOCOTRACK, CHRONO_TEST_TAPNET or CHRONO_TEST_COTRACKER name a checko
 
 import copy
 import os
+import re
 import sys
 import types
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -90,7 +92,7 @@ def test_a_level_is_the_backbones_own_when_the_head_does_nothing():
         provider.heads[0].weight.copy_(torch.eye(12)[..., None, None])
         provider.heads[0].bias.zero_()
     video = torch.rand(1, 3, 3, 32, 32)
-    torch.testing.assert_close(provider(video), chrono(video))
+    torch.testing.assert_close(provider(video), chrono(video) * 12**0.5)
     other = video.clone()
     other[:, 2] = 0
     assert not torch.allclose(provider(other)[:, 0], provider(video)[:, 0])  # frames see each other
@@ -422,6 +424,54 @@ def test_features_of_a_trackers_own_network(kind, stride, channels):
     torch.testing.assert_close(features[0], own / own.norm(dim=1, keepdim=True))
     as_bytes = (255 * video).round().byte()
     torch.testing.assert_close(features_from(tracker)(as_bytes), features_from(tracker)(as_bytes / 255))
+
+
+# --- recipes of the documentation -------------------------------------------------------------------------------------
+
+RECIPES = Path(__file__).parent.parent / "docs" / "refiners.md"
+
+
+@pytest.fixture(scope="module")
+def recipes():
+    if not RECIPES.exists():
+        pytest.skip("no docs beside the tests")
+    code = next(c for c in re.findall(r"```python\n(.*?)```", RECIPES.read_text(), re.S) if "class Flattened" in c)
+    names: dict = {}
+    exec(code, names)
+    return types.SimpleNamespace(**names)
+
+
+@torch.no_grad()
+def test_pips_flattens_clips_of_its_own_length(recipes):
+    """(B * S, 3, H, W) in [-1, 1] to (B * S, 128, H / stride, W / stride)."""
+    chrono, video = small_chrono(), torch.rand(2, 4, 3, 32, 48)
+    for into, options in ((recipes.into_pips, {}), (recipes.into_pips2, {"frames": 4})):
+        tracker = nn.Module()
+        tracker.S, tracker.stride = 4, 8
+        into(tracker, chrono, **options)
+        maps = tracker.fnet((2 * video - 1).flatten(0, 1))
+        assert maps.shape == (8, 128, 4, 6)
+        torch.testing.assert_close(maps, tracker.fnet.provider(video), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_track_on_takes_tokens_of_four_levels(recipes):
+    tracker, video = nn.Module(), torch.rand(1, 2, 3, 64, 96)
+    recipes.into_track_on(tracker, small_chrono())
+    levels = tracker.backbone(video)
+    assert [level.shape for level in levels] == [(1, 2, 16 * 24 // 4**i, 256) for i in range(4)]
+    maps = tracker.backbone.provider(video)
+    torch.testing.assert_close(levels[1][0, 1, 13], maps[1][0, 1, 1, 1])  # row by row: 12 tokens each
+
+
+@torch.no_grad()
+def test_alltracker_normalises_as_imagenet(recipes):
+    tracker, video = nn.Module(), torch.rand(2, 3, 3, 32, 32)
+    recipes.into_alltracker(tracker, small_chrono(), frames=3)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    maps = tracker.dot_conv(tracker.cnn(((video - mean) / std).flatten(0, 1)))
+    assert maps.shape == (6, 256, 4, 4)
+    torch.testing.assert_close(maps, tracker.cnn.provider(video), atol=1e-4, rtol=1e-4)
 
 
 # --- the trackers themselves ------------------------------------------------------------------------------------------

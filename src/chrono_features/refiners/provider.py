@@ -19,7 +19,8 @@ LAYOUTS = ("BCHW", "BTCHW", "BTHWC")
 class FeatureProvider(nn.Module):
     """A backbone and a head for each level of features: 1 x 1 convolutions, to the channels that a tracker expects.
 
-    The whole clip passes the backbone at once, so that frames see each other.
+    The whole clip passes the backbone at once, so that frames see each other. Heads take features whose channels are about
+    1, not of unit length, and so they return them unless `normalised`.
 
     Args:
         chrono: The backbone.
@@ -84,7 +85,9 @@ class FeatureProvider(nn.Module):
         levels = []
         for head, stride in zip(self.heads, self.strides, strict=True):
             size = height // stride, width // stride
-            maps = head(_resized(pyramid[self._source(stride)].flatten(0, 1), size)).unflatten(0, video.shape[:2])
+            maps = pyramid[self._source(stride)].flatten(0, 1)
+            maps = maps * maps.shape[1] ** 0.5  # of unit length so far; trackers' own features are about 1 a channel
+            maps = head(_resized(maps, size)).unflatten(0, video.shape[:2])
             levels.append(_laid_out(unit_length(maps) if self.normalised else maps, self.layout))
         return levels if len(levels) > 1 else levels[0]
 
