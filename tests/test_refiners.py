@@ -339,6 +339,14 @@ def test_grids_are_of_the_tracker_and_of_unit_length():
     assert [m.shape[2:] for m in grids.highest][:2] == [(16, 16, 64), (24, 32, 64)]
     for level in grids[:3]:
         torch.testing.assert_close(level[1].norm(dim=-1), torch.ones(level[1].shape[:-1]))
+    frames = torch.rand(1, 3, 3, 32, 32)
+    expected = tracker.resnet_torch.provider(frames)
+    passes = []
+    tracker.resnet_torch.provider.register_forward_hook(lambda *_: passes.append(1))
+    grids = tracker.get_feature_grids(frames.movedim(2, -1) * 2 - 1, False, [(32, 32), (16, 16), (32, 32)])
+    assert len(passes) == 2  # a resolution is computed once
+    for level, maps in zip((grids.highest, grids.hires, grids.lowres), expected, strict=True):
+        torch.testing.assert_close(level[0], maps, atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="resolution 20 x 32; expected multiples of 8"):
         tracker.get_feature_grids(video, False, [(20, 32)])
 
