@@ -1,7 +1,8 @@
 """What clips are made of, and how time is mixed, at small scale: `python -m benchmarks.ablation --table time ...`.
 
 *scenes*: the recipe's first stage, much shortened, from nothing, on clips with more and more in them. *time*: short
-trainings of fresh adapters of different kinds on the same frozen ViT (as in the paper), on clips with long occlusions.
+trainings of fresh adapters of different kinds (stem and neck train with them, the ViT is frozen as in the paper), on
+clips with long occlusions.
 All of one table train for as many steps (those of *time* on the same clips), and are scored on held-out clips;
 *scenes* also on warps of `--warps`.
 """
@@ -88,7 +89,7 @@ def trained(
 
 
 def fresh_adapters(start: str, changes: dict[str, Any], seed: int) -> ChronoBackbone:
-    """A model as `start`, but for new adapters, and frozen below them."""
+    """A model as `start`, but for new adapters, and with a frozen ViT."""
     trained = ChronoBackbone.from_pretrained(start)
     torch.manual_seed(seed)
     model = ChronoBackbone(trained.config.replace(freeze_vit=True, confidence=None, refined_confidence=None, **changes))

@@ -19,7 +19,7 @@ from torch import Tensor
 from chrono_features import ChronoBackbone
 from chrono_features.training.data import Batch, SyntheticBatches
 from chrono_features.training.loop import Trainee, loader
-from chrono_features.training.recipes import RECIPES, Stage
+from chrono_features.training.recipes import TINY, Stage
 from chrono_features.training.synthetic import load_textures
 
 from . import harness
@@ -30,7 +30,7 @@ def measure(
 ) -> dict[str, list[harness.Row]]:
     """Frames a second over about `seconds` each."""
     rows = []
-    trainee = Trainee(ChronoBackbone(RECIPES["tiny"].config)).to(device).train()
+    trainee = Trainee(ChronoBackbone(TINY.config)).to(device).train()
     optimizer = torch.optim.AdamW(trainee.parameters(), 1e-4, fused=True)
     dtype = torch.bfloat16 if device == "cuda" else None
 
@@ -54,6 +54,8 @@ def measure(
 
     stage = dataclasses.replace(stage, steps=10_000)
     one = SyntheticBatches(stage, textures, device=device)[0].to(device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     rows.append({"what": "training steps on one batch", "frames/s": over(iter(lambda: one, None), step)})
     if device == "cuda":
         rows[-1]["peak GB"] = torch.cuda.max_memory_allocated() / 1e9
@@ -64,7 +66,7 @@ def measure(
     data = SyntheticBatches(stage, textures, device=device)
     for count in workers:
         batches = iter(loader(data, count, device))
-        for _ in range(count):  # until all are at work
+        for _ in range(2 * count):  # what they make ahead, or it would count
             next(batches)
         made = over(batches, lambda batch: batch.video.shape[0] * batch.video.shape[1])
         rows.append({"what": f"clips, {count} processes", "frames/s": made})
@@ -77,7 +79,6 @@ def measure(
 def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--textures", type=Path)
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="tiny")
     parser.add_argument("--stage", help="default: all of the recipe's")
     parser.add_argument("--workers", type=int, nargs="+", default=[1])
     parser.add_argument("--compile", action="store_true", help="compiled, too")
@@ -85,7 +86,7 @@ def main() -> None:
     args = parser.parse_args()
     textures = None if args.textures is None else load_textures(args.textures, "training")
     tables = {}
-    for stage in RECIPES[args.recipe].stages:
+    for stage in TINY.stages:
         if args.stage in (None, stage.name):
             tables |= measure(args.device, args.seconds, stage, textures, args.workers, args.compile)
     harness.report("training", args.device, tables, args.out)

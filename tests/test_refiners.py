@@ -3,6 +3,7 @@ CHRONO_TEST_LOCOTRACK, CHRONO_TEST_TAPNET or CHRONO_TEST_COTRACKER name a checko
 
 import copy
 import os
+import pickle
 import re
 import sys
 import types
@@ -171,10 +172,15 @@ class _GridTracker(nn.Module):
         t, y, x = (query_points[0] * query_points.new_tensor([1, 1 / 8, 1 / 8])).long().unbind(-1)
         low = grids.lowres[-1][0][t, y, x]
         high = grids.hires[-1][0][t, 2 * y, 2 * x]
-        return self.torch_pips_mixer(torch.cat([low, high], dim=-1))
+        highest = grids.highest[-1].mean() if isinstance(grids, Grids) else 0
+        return self.torch_pips_mixer(torch.cat([low, high], dim=-1)) + highest
 
 
 class LocoTrack(_GridTracker):
+    def __init__(self, extra_convs=False):
+        super().__init__()
+        self.extra_convs = nn.Conv2d(256, 256, 1) if extra_convs else None
+
     def get_feature_grids(self, video, is_training=False, refinement_resolutions=None):
         sizes = refinement_resolutions or utils.generate_default_resolutions(video.shape[2:4], (32, 32))
         highest, hires, lowres = self.grids(video, sizes)
@@ -250,7 +256,7 @@ def call(tracker, video):
 def beside(monkeypatch):
     """TAPIR's own FeatureGrids has another shape than LocoTrack's; in reality they are in different modules."""
     module = types.ModuleType("standin_tapir")
-    module.FeatureGrids, module.utils = GridsWithoutHighest, utils
+    module.FeatureGrids, module.utils, module.TAPIR = GridsWithoutHighest, utils, TAPIR
     monkeypatch.setitem(sys.modules, "standin_tapir", module)
     monkeypatch.setattr(TAPIR, "__module__", "standin_tapir")
 
@@ -268,6 +274,8 @@ def test_a_swapped_tracker_runs_trains_and_comes_back(kind):
     assert out.shape == before.shape and not torch.allclose(out, before)
     out.square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in chrono.adapters["0"].parameters())
+    inputs = [p for n, p in tracker.named_parameters() if "provider" in n and p.requires_grad]
+    assert all(p.grad is not None for p in inputs)  # DistributedDataParallel asks for it
     inside = {id(p) for p in tracker.parameters()}
     assert {id(p) for p in chrono.adapters.parameters()} <= inside
     assert any("heads" in name for name in tracker.state_dict())
@@ -417,6 +425,53 @@ def test_a_copy_of_a_swapped_tracker_is_on_its_own(kind):
         for p in tracker.parameters():
             p.zero_()
     torch.testing.assert_close(call(twin, video), out)
+
+
+@pytest.mark.parametrize("kind", [LocoTrack, TAPIR, CoTrackerThreeOffline])
+def test_a_swapped_tracker_can_be_stored(kind):
+    tracker, video = swap_backbone(kind(), small_chrono()), torch.rand(1, 4, 3, 32, 32)
+    loaded = pickle.loads(pickle.dumps(tracker))
+    torch.testing.assert_close(call(loaded, video), call(tracker, video))
+    with torch.no_grad():
+        for p in tracker.parameters():
+            p.zero_()
+    assert call(loaded, video).any()
+    call(unswap_backbone(loaded), video)
+
+
+@pytest.mark.parametrize("kind", GRID_TRACKERS + COTRACKERS)
+def test_forward_may_be_called_by_name(kind):
+    """As CoTracker's predictors do."""
+    tracker, video = swap_backbone(kind(), small_chrono()), torch.rand(1, 4, 3, 32, 32)
+    expected = call(tracker, video)
+    kind.__call__, original = (lambda self, *a, **k: self.forward(*a, **k)), kind.__call__
+    try:
+        torch.testing.assert_close(call(tracker, video), expected)
+    finally:
+        kind.__call__ = original
+
+
+@torch.no_grad()
+def test_a_window_that_failed_can_be_tried_again():
+    tracker, video = swap_backbone(CoTrackerThreeOnline(), small_chrono(window=(2, 0))), torch.rand(1, 8, 3, 32, 32)
+    whole, working = tracker.fnet.provider(video), tracker.updateformer
+    for start in (0, 2, 4):
+        piece = 255 * video[:, start : start + 4], torch.zeros(1, 1, 3)
+        tracker.updateformer = None
+        with pytest.raises(TypeError):
+            tracker(*piece, is_online=True)
+        assert tracker.fnet._maps is None
+        tracker.updateformer = working
+        tracker(*piece, is_online=True)
+        torch.testing.assert_close(tracker.maps, whole[:, start : start + 4], atol=1e-5, rtol=1e-5)
+
+
+def test_what_happens_to_a_swapped_tracker_happens_to_its_own_network():
+    tracker = swap_backbone(LocoTrack(extra_convs=True), small_chrono()).eval().double()
+    assert tracker.extra_convs is None
+    unswap_backbone(tracker)
+    assert not tracker.resnet_torch.training and tracker.resnet_torch.convs[0].weight.dtype == torch.float64
+    assert isinstance(tracker.extra_convs, nn.Conv2d)
 
 
 @pytest.mark.parametrize(("kind", "stride", "channels"), [(LocoTrack, 8, 256), (TAPIR, 8, 256), (CoTracker2, 4, 128)])

@@ -279,6 +279,25 @@ def test_a_diverged_run_says_so(tmp_path, monkeypatch):
         run(tmp_path, dataclasses.replace(RECIPE, stages=(STAGE,)))
 
 
+def test_processors_are_shared_among_training_processes(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(18), raising=False)
+    assert loop._free_processors() == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert loop._free_processors() == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+    assert loop._free_processors() == 1
+
+
+def test_tf32_is_what_it_was_after_training():
+    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
+    with pytest.raises(KeyError), loop._tf32(True):
+        assert matmul.allow_tf32
+        raise KeyError
+    assert matmul.allow_tf32 == before
+    with loop._tf32(False):
+        assert matmul.allow_tf32 == before
+
+
 def test_blocks_are_compiled_when_asked(tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))

@@ -7,6 +7,7 @@ online, over the window and the frames before it that reach it through the adapt
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,66 +35,69 @@ class ClipFeatures(nn.Module):
         self.provider = FeatureProvider(chrono, stride, channels, "BTCHW")
         self.step, self.shortest = step, shortest
         self.memory = len(chrono.adapters) * chrono.config.window[0]  # frames that reach a frame from before
-        self._clip: Tensor | None = None  # (B, T, 3, H, W) in [0, 1]
-        self._past: Tensor | None = None  # frames before the window, online
-        self._maps: Tensor | None = None  # (B, T, C, h, w)
-        self._answered, self._online = 0, False
-        self.handles: tuple[Any, ...] = ()
+        self._past: Tensor | None = None  # (B, t, 3, H, W) frames before the window, online
+        self._maps: Tensor | None = None  # (B, T, C, h, w) of the clip in hand
+        self._answered = 0
 
     def forward(
         self,
         frames: Tensor,  # (B * F, 3, H, W): the next F frames of the clip; beyond its end, copies of the last
     ) -> Tensor:  # (B * F, C, h, w)
-        if self._clip is None:
-            raise RuntimeError("fnet was called outside of the tracker's forward, which would have told it the clip")
         if self._maps is None:
-            before = self._past
-            video = self._clip if before is None else torch.cat([before, self._clip], dim=1)
-            self._maps = self.provider(video)[:, video.shape[1] - self._clip.shape[1] :]
-        batch, length = self._clip.shape[:2]
+            raise RuntimeError("fnet was called outside of the tracker's forward, which would have told it the clip")
+        batch, length = self._maps.shape[:2]
         count = len(frames) // batch
         index = torch.arange(self._answered, self._answered + count, device=frames.device).clamp(max=length - 1)
         self._answered += count
         return self._maps[:, index].flatten(0, 1)
 
-    def begin(self, tracker: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A hook before the tracker's forward."""
-        call = inspect.signature(tracker.forward).bind(*args, **kwargs).arguments
-        online, frames = call.get("is_online", False), call["video"].shape[1]
-        if not online and frames < self.shortest:
+    def begin(self, video: Tensor, online_at: int | None) -> Tensor:  # (B, T, 3, H, W) 0 … 255
+        """Computes the features of a clip, or of a window that starts at a frame; returns the frames looked at."""
+        if online_at is None and video.shape[1] < self.shortest:
             raise ValueError(
-                f"video of {frames} frames; expected at least {self.shortest}, with fewer this tracker has no window: "
-                f"repeat the last frame, or take a smaller window_len"
+                f"video of {video.shape[1]} frames; expected at least {self.shortest}, with fewer this tracker has no "
+                f"window: repeat the last frame, or take a smaller window_len"
             )
-        if not online or tracker.online_ind == 0:
+        if not online_at:
             self._past = None
-        self._clip, self._maps, self._answered = (call["video"] / 255).clamp(0, 1), None, 0
-        self._online = online
+        seen = (video / 255).clamp(0, 1)
+        seen = seen if self._past is None else torch.cat([self._past, seen], dim=1)
+        self._maps, self._answered = self.provider(seen)[:, seen.shape[1] - video.shape[1] :], 0
+        return seen
 
-    def end(self, *_: Any) -> None:
-        """A hook after it: what the next window needs is kept, all else let go."""
-        if self._online and self._clip is not None and self.memory:
-            seen = self._clip[:, : self.step]
-            seen = seen if self._past is None else torch.cat([self._past, seen], dim=1)
-            self._past = seen[:, -self.memory :].detach()
-        self._clip = self._maps = None
+    def keep(self, seen: Tensor, window: int) -> None:
+        """Keeps, of what was looked at, the frames before the next window."""
+        before = seen[:, : seen.shape[1] - window + self.step]
+        self._past = before[:, max(0, before.shape[1] - self.memory) :].detach()
+
+    def end(self) -> None:
+        self._maps = None
 
 
 def attach(tracker: Any, chrono: ChronoBackbone) -> None:
     step = tracker.window_len // 2
     windowed = not any(c.__name__ == "CoTrackerThreeOffline" for c in type(tracker).__mro__)
     shortest = tracker.window_len - step + 1 if windowed else 1
-    features = ClipFeatures(chrono, tracker.stride, tracker.latent_dim, step, shortest)
-    tracker.fnet = features
-    features.handles = (
-        tracker.register_forward_pre_hook(features.begin, with_kwargs=True),
-        tracker.register_forward_hook(features.end, always_call=True),
-    )
+    tracker.fnet = ClipFeatures(chrono, tracker.stride, tracker.latent_dim, step, shortest)
+    tracker.forward = partial(_forward, tracker)  # no hook: its predictors call `forward` itself
 
 
 def detach(tracker: Any) -> None:
-    for hook in tracker.fnet.handles:
-        hook.remove()
+    del tracker.forward
+
+
+def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    own = type(self).forward
+    call = inspect.signature(own).bind(self, *args, **kwargs).arguments
+    online_at = self.online_ind if call.get("is_online", False) else None
+    seen = self.fnet.begin(call["video"], online_at)
+    try:
+        out = own(self, *args, **kwargs)
+    finally:
+        self.fnet.end()
+    if online_at is not None:  # only now: what failed can be tried again
+        self.fnet.keep(seen, call["video"].shape[1])
+    return out
 
 
 def own_features(tracker: Any, video: Tensor) -> Tensor:  # (B, T, H, W, 3) in [-1, 1] -> (B, T, h, w, C)

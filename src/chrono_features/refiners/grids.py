@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .provider import FeatureProvider, frames_from_symmetric
 
+BACKBONE = ("resnet_torch", "extra_convs")
 MULTIPLE = 8  # of the sides of a resolution, as the trackers themselves ask
 
 
@@ -18,7 +19,7 @@ class FeatureGrids(nn.Module):
     """In the place of a tracker's ResNet.
 
     Args:
-        provider: Features of all levels but in the order finest first.
+        provider: Features of all levels, (B, T, h, w, C) each, finest first.
     """
 
     def __init__(self, provider: FeatureProvider) -> None:
@@ -29,16 +30,25 @@ class FeatureGrids(nn.Module):
         self,
         video: Tensor,  # (B, T, H, W, 3) in [-1, 1]
         resolutions: Sequence[tuple[int, int]],
-    ) -> list[list[Tensor]]:  # a level each, finest first: (B, T, h, w, C) for every resolution
+    ) -> list[tuple[Tensor, ...]]:  # a level each, finest first: (B, T, h, w, C) for every resolution
         frames = frames_from_symmetric(video.movedim(-1, 2))
-        found: dict[tuple[int, int], list[Tensor]] = {}
         sizes = [(int(height), int(width)) for height, width in resolutions]
-        for size in sizes:
-            if size[0] % MULTIPLE or size[1] % MULTIPLE:
-                raise ValueError(f"resolution {size[0]} x {size[1]}; expected multiples of {MULTIPLE}")
-            if size not in found:
-                found[size] = self.provider(_resized(frames, size))
-        return [list(level) for level in zip(*(found[size] for size in sizes), strict=True)]
+        for height, width in sizes:
+            if height % MULTIPLE or width % MULTIPLE:
+                raise ValueError(f"resolution {height} x {width}; expected multiples of {MULTIPLE}")
+        found = {size: self.provider(_resized(frames, size)) for size in dict.fromkeys(sizes)}
+        return list(zip(*(found[size] for size in sizes), strict=True))
+
+
+def detach(tracker: Any) -> None:
+    """Gives a tracker the method of its class back."""
+    del tracker.get_feature_grids
+
+
+def resolutions(module: Any, tracker: Any, video: Tensor, given: Any) -> list[tuple[int, int]]:
+    """Those asked for, or the tracker's own choice."""
+    sizes = module.utils.generate_default_resolutions(video.shape[2:4], tracker.initial_resolution)
+    return [tuple(size) for size in (sizes if given is None else given)]
 
 
 def defining_module(tracker: nn.Module, name: str) -> Any:

@@ -19,8 +19,8 @@ LAYOUTS = ("BCHW", "BTCHW", "BTHWC")
 class FeatureProvider(nn.Module):
     """A backbone and a head for each level of features: 1 x 1 convolutions, to the channels that a tracker expects.
 
-    The whole clip passes the backbone at once, so that frames see each other. Heads take features whose channels are about
-    1, not of unit length, and so they return them unless `normalised`.
+    The whole clip passes the backbone at once, so that frames see each other. Heads take features whose channels are
+    about 1, not of unit length, and so they return them unless `normalised`.
 
     Args:
         chrono: The backbone.

@@ -42,7 +42,7 @@ def swap_backbone(tracker: nn.Module, chrono: ChronoBackbone, *, freeze: str | N
         tracker: A LocoTrack, TAPIR, BootsTAPIR, CoTracker2 or CoTracker3 (offline or online).
         chrono: The backbone; it becomes a part of the tracker.
         freeze: "backbone" trains projections and tracker, "all but heads" the projections alone, None all that the
-            tracker and `chrono` train.
+            tracker and `chrono` train (but for the visibility head, which features do without).
 
     Returns:
         The tracker.
@@ -63,6 +63,7 @@ def swap_backbone(tracker: nn.Module, chrono: ChronoBackbone, *, freeze: str | N
     swap = _Swap({name: getattr(tracker, name) for name in module.BACKBONE}, [(p, p.requires_grad) for p in parameters])
     module.attach(tracker, chrono.to(next(tracker.parameters()).device))
     tracker.chrono_swap = swap  # type: ignore[assignment]
+    chrono.visibility_head.requires_grad_(False)  # features do without it; DDP asks for a gradient of all that trains
     if freeze == "backbone":
         chrono.requires_grad_(False)
     elif freeze == "all but heads":
@@ -83,10 +84,10 @@ def unswap_backbone(tracker: nn.Module) -> nn.Module:
     module, swap = _module_for(tracker), _swap_of(tracker)
     if swap is None:
         raise ValueError(f"{type(tracker).__name__} was not swapped; expected one that swap_backbone was called with")
-    device = next(tracker.parameters()).device
+    like = next(tracker.parameters())
     module.detach(tracker)
     for name, original in swap.original.items():
-        setattr(tracker, name, original if original is None else original.to(device))
+        setattr(tracker, name, None if original is None else original.to(like).train(tracker.training))
     for parameter, needs_gradient in swap.needs_gradient:
         parameter.requires_grad_(needs_gradient)
     del tracker.chrono_swap

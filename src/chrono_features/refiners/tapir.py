@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from types import MethodType
+from functools import partial
 from typing import Any
 
 from ..backbone import ChronoBackbone
-from .grids import FeatureGrids, defining_module
+from .grids import BACKBONE, FeatureGrids, defining_module, detach, resolutions
 from .provider import FeatureProvider
 
-BACKBONE = ("resnet_torch", "extra_convs")
+__all__ = ["BACKBONE", "RETRAIN", "attach", "detach", "own_features"]
+
 RETRAIN = ("torch_pips_mixer", "torch_cost_volume_track_mods")
 CHANNELS = (128, 256)
 
@@ -17,22 +18,16 @@ CHANNELS = (128, 256)
 def attach(tracker: Any, chrono: ChronoBackbone) -> None:
     tracker.resnet_torch = FeatureGrids(FeatureProvider(chrono, 4, CHANNELS, "BTHWC", normalised=True, levels=2))
     tracker.extra_convs = None
-    tracker.get_feature_grids = MethodType(_feature_grids, tracker)
-
-
-def detach(tracker: Any) -> None:
-    del tracker.get_feature_grids
+    tracker.get_feature_grids = partial(_feature_grids, tracker)  # pickled and copied with its tracker
 
 
 def _feature_grids(
     self: Any, video: Any, is_training: bool = False, refinement_resolutions: Any = None
 ) -> Any:  # the tracker's own FeatureGrids
     module = defining_module(self, "TAPIR")
-    if refinement_resolutions is None:
-        refinement_resolutions = module.utils.generate_default_resolutions(video.shape[2:4], self.initial_resolution)
-    resolutions = [self.initial_resolution, *refinement_resolutions]  # the first is for its cost volume
-    hires, lowres = self.resnet_torch(video, resolutions)
-    return module.FeatureGrids(tuple(lowres), tuple(hires), tuple(tuple(size) for size in resolutions))
+    sizes = [tuple(self.initial_resolution), *resolutions(module, self, video, refinement_resolutions)]
+    hires, lowres = self.resnet_torch(video, sizes)  # the first size is for its cost volume
+    return module.FeatureGrids(lowres, hires, tuple(sizes))
 
 
 def own_features(tracker: Any, video: Any) -> Any:  # (B, T, H, W, 3) in [-1, 1] -> (B, T, h, w, 256)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +145,8 @@ def train(
         resume: Whether to go on from `out`'s checkpoint where there is one.
         mixed_precision: "no", "bf16" or "fp16"; None takes bf16 on CUDA and none elsewhere.
         workers: Processes that make clips while the model trains, on the GPU where there is one. None takes one on a
-            CPU and, with a GPU, one for each processor but two.
+            CPU and, with GPUs, one for each processor but two, shared among the GPUs. With a GPU they start anew, so a
+            script that calls this needs `if __name__ == "__main__":`.
         compile: Whether `torch.compile` compiles the blocks of the ViT.
 
     Returns:
@@ -167,10 +170,8 @@ def train(
     )
     if accelerator.device.type == "cpu":
         torch.set_flush_denormal(True)  # zero-initialised layers make denormals, which slow Adam tenfold
-    else:
-        torch.backends.cuda.matmul.allow_tf32 = True  # of what bf16 leaves in float32: correlations
     if workers is None:
-        workers = max(1, (os.cpu_count() or 1) - 2) if accelerator.device.type == "cuda" else 1
+        workers = _free_processors() if accelerator.device.type == "cuda" else 1
     out.mkdir(parents=True, exist_ok=True)
     photographs = None if textures is None else _Photographs(Path(textures))
     setting = {"processes": accelerator.num_processes, "precision": mixed_precision}
@@ -187,10 +188,11 @@ def train(
     if compile:
         trainee.compile_blocks()
     first_stage = saved["stage"] if saved else 0
-    for index in range(first_stage, len(plan.stages)):
-        run = _StageRun(accelerator, trainee, plan, index, seed, photographs, out, identity)
-        run.train(saved if index == first_stage else None, workers)
-        run.save_model()
+    with _tf32(mixed_precision != "no"):
+        for index in range(first_stage, len(plan.stages)):
+            run = _StageRun(accelerator, trainee, plan, index, seed, photographs, out, identity)
+            run.train(saved if index == first_stage else None, workers)
+            run.save_model()
     if plan.visibility is not None:  # the same on every process: all see the same clips
         clips = _clips(plan, len(plan.stages), seed, photographs, accelerator.device)
         with _progress(accelerator.is_main_process) as progress:
@@ -449,8 +451,25 @@ def _identity(
     )
 
 
+def _free_processors() -> int:
+    """For one training process: all that this machine lets it have but two, shared among its training processes."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, (usable - 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+@contextlib.contextmanager
+def _tf32(enabled: bool) -> Iterator[None]:
+    """TF32 for what lower precision leaves in float32: correlations."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = enabled or before
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def _on_host(batch: Any) -> Any:
-    return batch.to("cpu")  # from process to process
+    return Batch(*(v.cpu() for v in vars(batch).values()))  # from process to process; `to` would not wait for the GPU
 
 
 def _progress(enabled: bool) -> Any:

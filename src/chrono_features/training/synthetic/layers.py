@@ -60,11 +60,10 @@ class Layers:
 
 def bend(layers: Layers, layer: int | Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:  # [T, P] each
     """What the waves add to points of one layer, or of one layer each, [P]."""
-    layer = torch.as_tensor(layer, device=x.device)
     along_x, along_y = layers.wave_vector[layer].movedim(-2, 0).unbind(-1)  # [W] or [W, P] each
     push_x, push_y = layers.wave_push[layer].movedim(-2, 0).unbind(-1)
     phase = layers.wave_phase[layer].movedim(-2, 0)  # [W, T] or [W, P, T]
-    if layer.ndim:
+    if isinstance(layer, Tensor):
         along_x, along_y, push_x, push_y = (v[:, None] for v in (along_x, along_y, push_x, push_y))
         phase = phase.transpose(1, 2)
     else:
