@@ -183,7 +183,7 @@ def test_train_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     calls = []
     monkeypatch.setattr(training, "train", lambda recipe, out, **options: calls.append((recipe, out, options)))
-    options = ("--textures", tmp_path, "--steps", 5, "--seed", 3, "--no-resume", "--model", "chrono-tiny")
+    options = ("--textures", tmp_path, "--steps", 5, "--seed", 3, "--no-resume", "--model", "chrono-tiny", "--compile")
     run("train", "adapters", "--out", tmp_path / "run", *options)
     assert calls[0][:2] == ("adapters", tmp_path / "run")
     assert calls[0][2] == {
@@ -193,7 +193,8 @@ def test_train_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "seed": 3,
         "resume": False,
         "mixed_precision": None,
-        "workers": 1,
+        "workers": None,
+        "compile": True,
     }
     assert "textures=" in refuse("train", "tiny", "--out", tmp_path, "--textures", tmp_path / "nowhere")
 

@@ -403,6 +403,7 @@ def test_online_windows_agree_with_one_pass_where_the_model_is_causal(window):
                 assert apart.max() < 1e-5
             elif start + 4 < 16:
                 assert apart[-1] > 1e-4  # the frames after are not there yet
+        assert tracker.fnet._past.shape[1] == tracker.fnet.memory == 2 * 2  # adapters x window: no more is kept
     video = torch.rand(1, 4, 3, 32, 32)
     tracker.online_ind = 0
     tracker(255 * video, torch.zeros(1, 1, 3), is_online=True)
