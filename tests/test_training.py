@@ -537,6 +537,12 @@ def _one_thread():
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
+def test_a_negative_number_of_workers_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="workers=-1; expected a whole number from 0"):
+        train(RECIPE, tmp_path / "run", workers=-1)
+    assert not (tmp_path / "run").exists()
+
+
 def test_recipes_that_need_a_model_say_so(tmp_path):
     with pytest.raises(ValueError, match="model=None; expected the name of the model"):
         train("adapters", tmp_path)

@@ -157,6 +157,8 @@ def train(
         ImportError: The train extra is missing.
     """
     plan = _resolve(recipe, model, steps)
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers={workers!r}; expected a whole number from 0, or None")
     try:
         from accelerate import Accelerator
     except ImportError as error:
