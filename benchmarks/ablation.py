@@ -1,10 +1,10 @@
-"""What clips are made of, and how time is mixed, at small scale: `python -m benchmarks.ablation --table time ...`.
+"""What clips are made of, and what time does, at small scale: `python -m benchmarks.ablation --table time ...`.
 
 *scenes*: the recipe's first stage, much shortened, from nothing, on clips with more and more in them. *time*: short
 trainings of fresh adapters of different kinds (stem and neck train with them, the ViT is frozen as in the paper), on
-clips with long occlusions.
-All of one table train for as many steps (those of *time* on the same clips), and are scored on held-out clips;
-*scenes* also on warps of `--warps`.
+clips with long occlusions. *twin*: a trained model goes on with all its weights, as it is and with a window of one frame.
+All of one table train for as many steps (those of *time* and *twin* on the same clips), and are scored on held-out
+clips; *scenes* also on warps of `--warps`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ COVERED = Variety(covers=1.0, blackout=0.5)
 TIME = Stage(
     "clips", 400, (16, 16), (0.7, 3), SIZE, GRID, 2, 96, 2e-3, views=2, cross_entropy=(1.0, 0.5), variety=COVERED
 )
+TWIN = dataclasses.replace(TIME, steps=300, learning_rate=3e-4)
 SCENES = dataclasses.replace(TINY.stages[0], steps=500, batch=4, frames=(3, 3))
 SMALL = TINY.config.replace(vit_kwargs={**TINY.config.vit_kwargs, "embed_dim": 144, "depth": 4})
 KINDS_OF_TIME: dict[str, dict[str, Any]] = {
@@ -51,6 +52,7 @@ KINDS_OF_TIME: dict[str, dict[str, Any]] = {
     "attention, early blocks": {"adapter_blocks": "early"},
     "attention, late blocks": {"adapter_blocks": "late"},
 }
+KINDS_OF_TWIN: dict[str, dict[str, Any]] = {"window as it was": {}, "no time, window (0, 0)": {"window": (0, 0)}}
 TURNS = {"roll": 0.5, "zoom": 0.35, "shake": 0.3}
 KINDS_OF_SCENES = {
     "layers and solids": NOTHING,
@@ -59,6 +61,7 @@ KINDS_OF_SCENES = {
     "+ covers": dataclasses.replace(NOTHING, **TURNS, creature=0.5, covers=0.5),
     "+ blur, shadows, codec, plain textures": Variety(blackout=0.0),
 }
+KINDS = {"time": KINDS_OF_TIME, "twin": KINDS_OF_TWIN, "scenes": KINDS_OF_SCENES}
 
 
 def job(table: str, name: str, seed: int, steps: int | None, textures: Path, warps: Path | None, start: str) -> dict:
@@ -75,13 +78,16 @@ def job(table: str, name: str, seed: int, steps: int | None, textures: Path, war
 def trained(
     table: str, name: str, seed: int, steps: int | None, textures: Path, start: str, folder: Path
 ) -> ChronoBackbone:
-    if table == "time":
-        model = fresh_adapters(start, KINDS_OF_TIME[name], seed)
-        model.save_pretrained(folder / "start")
-        recipe, begin = Recipe("time", (_steps(TIME, steps),)), str(folder / "start")
-    else:
+    if table == "scenes":
         stage = dataclasses.replace(SCENES, variety=KINDS_OF_SCENES[name])
         recipe, begin = Recipe("scenes", (_steps(stage, steps),), SMALL), None
+    else:
+        if table == "time":
+            model, stage = fresh_adapters(start, KINDS_OF_TIME[name], seed), TIME
+        else:
+            model, stage = ChronoBackbone.from_pretrained(start, freeze_vit=False, **KINDS_OF_TWIN[name]), TWIN
+        model.save_pretrained(folder / "start")
+        recipe, begin = Recipe(table, (_steps(stage, steps),)), str(folder / "start")
     with contextlib.redirect_stdout(io.StringIO()):
         return train(
             recipe, folder / "run", model=begin, textures=textures, seed=seed, workers=0, mixed_precision="bf16"
@@ -125,10 +131,10 @@ def rows(done: dict[str, list[dict]]) -> list[harness.Row]:
 
 def main() -> None:
     parser = harness.parser(__doc__)
-    parser.add_argument("--table", choices=("time", "scenes"), required=True)
+    parser.add_argument("--table", choices=tuple(KINDS), required=True)
     parser.add_argument("--textures", type=Path, required=True, help="Photographs; every fifth is held out.")
     parser.add_argument("--warps", type=Path, help="Other photographs, to be warped.")
-    parser.add_argument("--start", default="chrono-tiny", help="Where the variants of time start from.")
+    parser.add_argument("--start", default="chrono-tiny", help="Where the variants of time and twin start from.")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, help="In place of the table's.")
     parser.add_argument("--only", nargs="*", help="Some of the variants.")
@@ -140,7 +146,7 @@ def main() -> None:
     if work["of"] != facts:
         raise ValueError(f"{args.work} holds runs of {work['of']}; expected {facts}")
     done: dict[str, list[dict]] = work["done"]
-    names = args.only or list(KINDS_OF_TIME if args.table == "time" else KINDS_OF_SCENES)
+    names = args.only or list(KINDS[args.table])
     jobs = [(name, seed) for seed in range(args.seeds) for name in names]
     jobs = [(name, seed) for name, seed in jobs if seed not in {run["seed"] for run in done.get(name, [])}]
     context = multiprocessing.get_context("spawn")
