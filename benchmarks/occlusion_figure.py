@@ -1,7 +1,7 @@
 """The README's picture: `python -m benchmarks.occlusion_figure`, on the clip that comes with the package.
 
-One query's similarity map in several frames: features of single frames above, the same network with its temporal
-adapters below. Each row circles what its features find; both rows share one scale.
+One query's similarity map in several frames: adapters off above, on below. Each row circles what its features find;
+both rows share one scale.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
     rows: dict[str, Tensor | None] = {"video": None}
     points = {"video": torch.full((len(frames), 2), torch.nan)}
     points["video"][0] = query[1:]
-    kinds = {"features of single frames": model.vit_features, "with temporal adapters": model}
+    kinds = {"adapters off": model.vit_features, "adapters on": model}
     for label, compute in kinds.items():
         features = compute(video[None])
         tracks = soft_argmax_track(
