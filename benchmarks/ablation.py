@@ -2,7 +2,8 @@
 
 *scenes*: the recipe's first stage, much shortened, from nothing, on clips with more and more in them. *time*: short
 trainings of fresh adapters of different kinds (stem and neck train with them, the ViT is frozen as in the paper), on
-clips with long occlusions. *twin*: a trained model goes on with all its weights, as it is and with a window of one frame.
+clips with long occlusions. *twin*: a trained model goes on with all its weights, as it is and with a window of one
+frame.
 All of one table train for as many steps (those of *time* and *twin* on the same clips), and are scored on held-out
 clips; *scenes* also on warps of `--warps`.
 """
