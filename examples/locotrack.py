@@ -248,6 +248,8 @@ def _track(
 
 
 def read_setting(run: Path) -> Setting:
+    if not (run / "checkpoint.pt").exists():
+        raise ValueError(f"{run} holds no checkpoint.pt; expected the folder of a run that `train` wrote")
     return Setting(**json.loads((run / "run.json").read_text()))
 
 

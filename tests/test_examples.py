@@ -140,6 +140,11 @@ def test_a_folder_that_is_no_checkout_is_refused(script, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_without_a_run_is_refused(script, checkout, tmp_path):
+    with pytest.raises(ValueError, match=r"nothing holds no checkpoint.pt; expected the folder of a run"):
+        call(script, "evaluate", tmp_path / "nothing", "--checkout", checkout, "--data", "synthetic")
+
+
 def test_positions_are_in_pixels_of_the_video(script, checkout):
     tracker = script.build(script.Setting("own", "small", 32, 3, 2, 1, 1, 1e-3, 0, None), checkout)
     for parameter in tracker.torch_pips_mixer.parameters():
