@@ -1,9 +1,9 @@
 """What clips are made of, and what time does, at small scale: `python -m benchmarks.ablation --table time ...`.
 
-*scenes*: the recipe's first stage, much shortened, from nothing, on clips with more and more in them. *time*: short
-trainings of fresh adapters of different kinds (stem and neck train with them, the ViT is frozen as in the paper), on
-clips with long occlusions. *twin*: a trained model goes on with all its weights, as it is and with a window of one
-frame.
+*scenes*: the recipe's first stage, much shortened, from nothing, on clips with more and more in them. *time*: a model
+goes on with all its weights and with fresh adapters of different kinds, on slow clips with long occlusions and strong
+noise, which is another in every frame; scored at several strengths of it. *twin*: a model goes on with all its weights,
+as it is and with a window of one frame, on fast clips with long occlusions.
 All of one table train for as many steps (those of *time* and *twin* on the same clips), and are scored on held-out
 clips; *scenes* also on warps of `--warps`.
 """
@@ -13,11 +13,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import multiprocessing
 import statistics
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +28,44 @@ import torch
 
 from chrono_features import ChronoBackbone
 from chrono_features.evaluation.contenders import from_model
-from chrono_features.evaluation.heldout import HeldOut
+from chrono_features.evaluation.data import Entry, LabelledVideo
+from chrono_features.evaluation.heldout import FIRST_SEED, HeldOut, labelled
 from chrono_features.evaluation.scores import Clip, track_records
 from chrono_features.evaluation.warps import Warps
 from chrono_features.files import write_beside
 from chrono_features.training import Recipe, Stage, train
 from chrono_features.training.recipes import TINY
-from chrono_features.training.synthetic import Variety
+from chrono_features.training.synthetic import Variety, load_textures, make_clip
 from chrono_features.training.synthetic.variety import NOTHING
 
 from . import harness
 
 SIZE, GRID = (128, 128), (16, 16)
-COVERED = Variety(covers=1.0, blackout=0.5)
-TIME = Stage(
-    "clips", 400, (16, 16), (0.7, 3), SIZE, GRID, 2, 96, 2e-3, views=2, cross_entropy=(1.0, 0.5), variety=COVERED
+TWIN = Stage(
+    name="clips",
+    steps=300,
+    frames=(16, 16),
+    gap=(0.7, 3),
+    size=SIZE,
+    grid=GRID,
+    batch=2,
+    tracks=96,
+    learning_rate=3e-4,
+    views=2,
+    cross_entropy=(1.0, 0.5),
+    variety=Variety(covers=1.0, blackout=0.5),
 )
-TWIN = dataclasses.replace(TIME, steps=300, learning_rate=3e-4)
+SLOW = Variety(covers=1.0, blackout=0.0, roll=0.2, zoom=0.2)
+TIME = dataclasses.replace(
+    TWIN,
+    steps=600,
+    gap=(0.1, 0.5),
+    size=(96, 96),
+    grid=(12, 12),
+    learning_rate=1e-3,
+    variety=dataclasses.replace(SLOW, grain=1.0),
+)
+NOISE = 0.0, 0.1, 0.2, 0.3  # deviation in the clips that *time* is scored on, in units of full brightness
 SCENES = dataclasses.replace(TINY.stages[0], steps=500, batch=4, frames=(3, 3))
 SMALL = TINY.config.replace(vit_kwargs={**TINY.config.vit_kwargs, "embed_dim": 144, "depth": 4})
 KINDS_OF_TIME: dict[str, dict[str, Any]] = {
@@ -52,6 +76,7 @@ KINDS_OF_TIME: dict[str, dict[str, Any]] = {
     "conv3d, all blocks": {"mixer": "conv3d"},
     "attention, early blocks": {"adapter_blocks": "early"},
     "attention, late blocks": {"adapter_blocks": "late"},
+    "attention, all blocks, stride 4": {"adapter_stride": 4},
 }
 KINDS_OF_TWIN: dict[str, dict[str, Any]] = {"window as it was": {}, "no time, window (0, 0)": {"window": (0, 0)}}
 TURNS = {"roll": 0.5, "zoom": 0.35, "shake": 0.3}
@@ -70,6 +95,8 @@ def job(table: str, name: str, seed: int, steps: int | None, textures: Path, war
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         model = trained(table, name, seed, steps, textures, start, Path(scratch))
+    if table == "time":
+        return {"seed": seed, **score(model, Noisy(textures), TIME.grid)}
     scores = {"seed": seed, **score(model, HeldOut(textures, SIZE, first=100), GRID)}
     if table == "scenes" and warps is not None:
         scores |= score(model, Warps(warps, (256, 256)), (32, 32), adapters=False)
@@ -84,7 +111,7 @@ def trained(
         recipe, begin = Recipe("scenes", (_steps(stage, steps),), SMALL), None
     else:
         if table == "time":
-            model, stage = fresh_adapters(start, KINDS_OF_TIME[name], seed), TIME
+            model, stage = fresh_adapters(start, {"adapter_stride": 1, **KINDS_OF_TIME[name]}, seed), TIME
         else:
             model, stage = ChronoBackbone.from_pretrained(start, freeze_vit=False, **KINDS_OF_TWIN[name]), TWIN
         model.save_pretrained(folder / "start")
@@ -96,14 +123,41 @@ def trained(
 
 
 def fresh_adapters(start: str, changes: dict[str, Any], seed: int) -> ChronoBackbone:
-    """A model as `start`, but for new adapters, and with a frozen ViT."""
+    """A model as `start`, but for new adapters."""
     trained = ChronoBackbone.from_pretrained(start)
     torch.manual_seed(seed)
-    model = ChronoBackbone(trained.config.replace(freeze_vit=True, confidence=None, refined_confidence=None, **changes))
+    changes = {"freeze_vit": False, "confidence": None, "refined_confidence": None, **changes}
+    model = ChronoBackbone(trained.config.replace(**changes))
     weights = {k: v.float() for k, v in trained.state_dict().items() if not k.startswith("adapters.")}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected and all(key.startswith("adapters.") for key in missing)
     return model
+
+
+class Noisy:
+    """Held-out clips, slow and much covered, each with every strength of noise."""
+
+    def __init__(self, textures: Path) -> None:
+        self.textures = load_textures(textures, "validation")
+
+    def __iter__(self) -> Iterator[Entry]:
+        for noise, index in itertools.product(NOISE, range(24)):
+            yield Entry(f"{noise}/{index}", f"noise {noise}", partial(self._load, noise, index))
+
+    def _load(self, noise: float, index: int) -> LabelledVideo:
+        clip = make_clip(
+            FIRST_SEED + 4000 + index,
+            frames=16,
+            size=TIME.size,
+            points=96,
+            scene=("raycast", "layers")[index % 2],
+            textures=self.textures,
+            frame_step=0.3,
+            variety=SLOW,
+        )
+        grain = torch.randn(clip.video.shape, generator=torch.Generator().manual_seed(index))
+        noisy = dataclasses.replace(clip, video=(clip.video + noise * grain).clamp(0, 1))
+        return labelled(f"{noise}/{index}", f"noise {noise}", noisy)
 
 
 def score(model: ChronoBackbone, data: Any, grid: tuple[int, int], adapters: bool = True) -> dict[str, float]:

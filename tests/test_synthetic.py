@@ -235,6 +235,25 @@ def test_blur_takes_each_frame_by_its_kernel():
     assert torch.equal(blurred[1, :, :, -1], video[1, :, :, -1])  # the border is repeated
 
 
+def test_grain_is_strong_and_another_in_every_frame():
+    grey, times = torch.full((3, 3, 48, 64), 0.5), torch.arange(3).double()
+    grainy = dataclasses.replace(NOTHING, grain=1.0)
+    for seed in range(4):
+        deviation = [
+            photometric.add_photometrics(generator(seed), grey, times, variety).std(dim=(2, 3))
+            for variety in (NOTHING, grainy)
+        ]
+        assert deviation[0].max() < 0.04 and deviation[1].min() > 0.06
+        frames = photometric.add_photometrics(generator(seed), grey, times, grainy).flatten(1)
+        assert (torch.corrcoef(frames) - torch.eye(3)).abs().max() < 0.05
+
+
+def test_grain_moves_no_point():
+    clips = [make_clip(3, variety=dataclasses.replace(ALL_OF_IT, grain=grain), **SMALL) for grain in (0.0, 1.0)]
+    assert torch.equal(clips[0].tracks, clips[1].tracks) and torch.equal(clips[0].visible, clips[1].visible)
+    assert not torch.equal(clips[0].video, clips[1].video)
+
+
 def test_noise_is_normal_and_another_in_every_frame():
     video = torch.empty(6, 3, 32, 40)
     noise = photometric._noise(generator(0), video)

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ..training.data import VALIDATION_SEED
-from ..training.synthetic import Variety, load_textures, make_clip
+from ..training.synthetic import Clip, Variety, load_textures, make_clip
 from ..training.synthetic.textures import HELD_BACK
 from ..training.synthetic.variety import USUAL
 from .data import SIZE, Entry, LabelledVideo
@@ -98,12 +98,17 @@ class HeldOut:
             textures=self._textures,
             variety=OCCLUDED if occluded else USUAL,
         )
-        visible = clip.visible.numpy()
-        return LabelledVideo(
-            f"synthetic/{group}/{index:02d}",
-            f"synthetic/{group}",
-            frames=(255 * clip.video).round().byte(),
-            xy=clip.tracks.double().numpy(),
-            occluded=~visible,
-            valid=np.ones_like(visible),
-        )
+        return labelled(f"synthetic/{group}/{index:02d}", f"synthetic/{group}", clip)
+
+
+def labelled(name: str, group: str, clip: Clip) -> LabelledVideo:
+    """A synthetic clip as evaluation takes it."""
+    visible = clip.visible.numpy()
+    return LabelledVideo(
+        name,
+        group,
+        frames=(255 * clip.video).round().byte(),
+        xy=clip.tracks.double().numpy(),
+        occluded=~visible,
+        valid=np.ones_like(visible),
+    )

@@ -14,6 +14,7 @@ from .variety import Variety
 
 BLOCK = 8  # side of a codec's blocks
 BLUR_TAPS = 9
+GRAIN = 0.08, 0.35  # least and greatest deviation, in units of full brightness
 _TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # JFIF
 
 
@@ -33,6 +34,8 @@ def add_photometrics(
     video = (video * gain).clamp(0, 1) ** uniform(generator, 0.8, 1.25)
     if chance(generator, 0.6):
         video = video.add(_noise(generator, video), alpha=log_uniform(generator, 0.002, 0.03))
+    if variety.grain and chance(generator, variety.grain):  # no draw where there is none: other clips stay as they were
+        video = video.add(_noise(generator, video), alpha=log_uniform(generator, *GRAIN))
     if chance(generator, variety.codec):
         video = compress(video.clamp(0, 1), log_uniform(generator, 0.01, 0.08))
     return video.clamp(0, 1)

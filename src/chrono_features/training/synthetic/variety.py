@@ -20,6 +20,7 @@ class Variety:
         blur: Motion blur or defocus, which comes and goes.
         shadow: Soft shadows and highlights wander over the picture.
         codec: Traces of compression: 8 x 8 blocks with rounded frequencies.
+        grain: Strong noise, as of a sensor in the dark, that is another in every frame. Not part of the usual mix.
 
     Raises:
         ValueError: One of them is no probability.
@@ -35,6 +36,7 @@ class Variety:
     blur: float = 0.3
     shadow: float = 0.3
     codec: float = 0.3
+    grain: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
