@@ -44,7 +44,7 @@ def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("path", type=Path)
     parser.add_argument("--model", default="chrono-tiny")
-    parser.add_argument("--grids", type=int, nargs="+", default=[12, 16, 24, 32, 48])
+    parser.add_argument("--grids", type=int, nargs="+", default=[16, 24, 32, 40, 48])
     args = parser.parse_args()
     harness.report("pareto", args.device, measure(args.path, args.model, args.grids, args.device), args.out)
 

@@ -1,7 +1,7 @@
 """Puts the newest results into the documentation: `python -m benchmarks.tables`.
 
-Everything between `<!-- NAME -->` and `<!-- end -->` in docs/performance.md and docs/results.md becomes the
-tables of results/NAME.json, and everything between `<!-- NAME DATA MODE -->` and `<!-- end -->` that table of a file
+Everything between `<!-- NAME -->` and `<!-- end -->` in docs/models.md, docs/performance.md and docs/results.md becomes
+the tables of results/NAME.json, and everything between `<!-- NAME DATA MODE -->` and `<!-- end -->` that table of a file
 that `chrono-features eval` wrote.
 """
 
@@ -20,7 +20,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def main() -> None:
-    for page in ("performance.md", "results.md"):
+    for page in ("models.md", "performance.md", "results.md"):
         fill(DOCS / page, r"<!-- (?!end)(\w+) -->\n.*?<!-- end -->", benchmark)
     fill(DOCS / "results.md", r"<!-- (\w+) (\w+) (\w+) -->\n.*?<!-- end -->", evaluation)
 
