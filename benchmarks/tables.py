@@ -1,8 +1,8 @@
 """Puts the newest results into the documentation: `python -m benchmarks.tables`.
 
 Everything between `<!-- NAME -->` and `<!-- end -->` in docs/models.md, docs/performance.md and docs/results.md becomes
-the tables of results/NAME.json, and everything between `<!-- NAME DATA MODE -->` and `<!-- end -->` that table of a file
-that `chrono-features eval` wrote.
+the tables of results/NAME.json, and everything between `<!-- NAME DATA MODE -->` and `<!-- end -->` that table of a
+file that `chrono-features eval` wrote.
 """
 
 from __future__ import annotations
