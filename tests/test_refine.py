@@ -206,10 +206,10 @@ def test_estimates_that_are_refused_stay_to_the_bit():
 
 
 def grey_patches(xy, **options):
-    """(N, 225) grey values around points of the texture, weighted mean 0 and square 1, and the weights."""
-    side = torch.arange(-7, 8, dtype=torch.float64)
+    """(N, 441) grey values around points of the texture, weighted mean 0 and square 1, and the weights."""
+    side = torch.arange(-10, 11, dtype=torch.float64)
     around = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).flatten(0, 1)
-    weights = torch.exp(-around.square().sum(-1) / (2 * 4.9**2))
+    weights = torch.exp(-around.square().sum(-1) / (2 * 7.0**2))
     weights = weights / weights.sum()
     values = texture(xy[:, None] + around, **options) @ torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
     values = values - values @ weights[:, None]

@@ -9,7 +9,7 @@ from .tracking import soft_argmax_track
 from .tracks import Tracks
 from .visibility import VisibilityHead
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = [
     "ChronoBackbone",

@@ -20,18 +20,18 @@ from .tracking import soft_argmax_track
 from .tracks import Tracks
 
 PIXELS_PER_CELL = 4  # frames are resized to this, so that an estimate is off by a few pixels at most
-HALF = 7  # patches are 15 x 15 pixels
+HALF = 10  # patches are 21 x 21 pixels
 SHIFT_STEPS, AFFINE_STEPS = 2, 8
 LONGEST_STEP = 2.0  # pixels
-REACH = 6.0  # pixels that an alignment may lead away from its start
+REACH = 4.0  # pixels that an alignment may lead away from its start
 LEAST = 0.5  # correlation below which the soft-argmax estimate stands
 SURE = 0.85  # correlation from which on the patch's turn and scale are carried to the next frame
-CARRIED = 0.8  # correlation that the start carried over from the frame before needs to be taken
+CARRIED = 0.7  # correlation that the start carried over from the frame before needs to be taken
 LARGEST_ZOOM = 8.0  # in area
 FLAT = 2e-3  # standard deviation of the grey values of a patch below which it counts as noise
 GREY = (0.299, 0.587, 0.114)
 FRAMES_TOGETHER = 16
-QUERIES_TOGETHER = 2048  # their patches and solvers take 10 kB each
+QUERIES_TOGETHER = 2048  # their patches and solvers take 23 kB each
 
 
 @torch.no_grad()
