@@ -5,7 +5,7 @@ goes on with all its weights and with fresh adapters of different kinds, on slow
 noise, which is another in every frame; scored at several strengths of it. *twin*: a model goes on with all its weights,
 as it is and with a window of one frame, on fast clips with long occlusions.
 All of one table train for as many steps (those of *time* and *twin* on the same clips), and are scored on held-out
-clips; *scenes* also on warps of `--warps`.
+clips; *scenes* also on the data of `--data`, to see what carries over; nothing is chosen by it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from typing import Any
 import torch
 
 from chrono_features import ChronoBackbone
+from chrono_features.evaluation.command import open_all
 from chrono_features.evaluation.contenders import from_model
 from chrono_features.evaluation.data import Entry, LabelledVideo
 from chrono_features.evaluation.heldout import FIRST_SEED, HeldOut, labelled
 from chrono_features.evaluation.scores import Clip, track_records
-from chrono_features.evaluation.warps import Warps
 from chrono_features.files import write_beside
 from chrono_features.training import Recipe, Stage, train
 from chrono_features.training.recipes import TINY
@@ -80,8 +80,10 @@ KINDS_OF_TIME: dict[str, dict[str, Any]] = {
 }
 KINDS_OF_TWIN: dict[str, dict[str, Any]] = {"window as it was": {}, "no time, window (0, 0)": {"window": (0, 0)}}
 TURNS = {"roll": 0.5, "zoom": 0.35, "shake": 0.3}
+NO_PHOTOGRAPHS = "procedural textures, layers and solids"
 KINDS_OF_SCENES = {
-    "layers and solids": NOTHING,
+    NO_PHOTOGRAPHS: NOTHING,
+    "+ photographs": NOTHING,
     "+ roll, zoom, shake": dataclasses.replace(NOTHING, **TURNS),
     "+ creatures": dataclasses.replace(NOTHING, **TURNS, creature=0.5),
     "+ covers": dataclasses.replace(NOTHING, **TURNS, creature=0.5, covers=0.5),
@@ -90,7 +92,7 @@ KINDS_OF_SCENES = {
 KINDS = {"time": KINDS_OF_TIME, "twin": KINDS_OF_TWIN, "scenes": KINDS_OF_SCENES}
 
 
-def job(table: str, name: str, seed: int, steps: int | None, textures: Path, warps: Path | None, start: str) -> dict:
+def job(table: str, name: str, seed: int, steps: int | None, textures: Path, data: list[str], start: str) -> dict:
     """Trains one variant with one seed and scores it."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -98,15 +100,18 @@ def job(table: str, name: str, seed: int, steps: int | None, textures: Path, war
     if table == "time":
         return {"seed": seed, **score(model, Noisy(textures), TIME.grid)}
     scores = {"seed": seed, **score(model, HeldOut(textures, SIZE, first=100), GRID)}
-    if table == "scenes" and warps is not None:
-        scores |= score(model, Warps(warps, (256, 256)), (32, 32), adapters=False)
+    if table == "scenes":
+        for other in open_all(data).values():
+            scores |= score(model, other, (32, 32), adapters=False)
     return scores
 
 
 def trained(
     table: str, name: str, seed: int, steps: int | None, textures: Path, start: str, folder: Path
 ) -> ChronoBackbone:
+    photographs: Path | None = textures
     if table == "scenes":
+        photographs = None if name == NO_PHOTOGRAPHS else textures
         stage = dataclasses.replace(SCENES, variety=KINDS_OF_SCENES[name])
         recipe, begin = Recipe("scenes", (_steps(stage, steps),), SMALL), None
     else:
@@ -118,7 +123,7 @@ def trained(
         recipe, begin = Recipe(table, (_steps(stage, steps),)), str(folder / "start")
     with contextlib.redirect_stdout(io.StringIO()):
         return train(
-            recipe, folder / "run", model=begin, textures=textures, seed=seed, workers=0, mixed_precision="bf16"
+            recipe, folder / "run", model=begin, textures=photographs, seed=seed, workers=0, mixed_precision="bf16"
         )
 
 
@@ -188,7 +193,7 @@ def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--table", choices=tuple(KINDS), required=True)
     parser.add_argument("--textures", type=Path, required=True, help="Photographs; every fifth is held out.")
-    parser.add_argument("--warps", type=Path, help="Other photographs, to be warped.")
+    parser.add_argument("--data", nargs="*", default=[], metavar="KIND=PATH", help="Other data to score scenes on.")
     parser.add_argument("--start", default="chrono-tiny", help="Where the variants of time and twin start from.")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, help="In place of the table's.")
@@ -207,7 +212,7 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.processes, mp_context=context, max_tasks_per_child=1) as pool:
         running = {
-            pool.submit(job, args.table, *which, args.steps, args.textures, args.warps, args.start): which
+            pool.submit(job, args.table, *which, args.steps, args.textures, args.data, args.start): which
             for which in jobs
         }
         for finished in as_completed(running):

@@ -147,6 +147,8 @@ def test_features_decide_where_masks_go():
     masks = np.stack([box(0, 64, 0, 16 + 8 * t, (64, 64)) for t in range(4)]).astype(int)
     assert propagation_metrics(features, masked_video(masks))["J"] > 0.9
     assert propagation_metrics(still(4), masked_video(masks))["J"] == pytest.approx((16 / 24 + 16 / 32) / 2)
+    stays = propagation_metrics(features, masked_video(masks), radius=0)
+    assert stays["J"] == pytest.approx((16 / 24 + 16 / 32) / 2)
 
 
 def test_numbers_of_objects_do_not_matter():

@@ -55,10 +55,11 @@ def propagation_metrics(
     features: Tensor,  # (T, C, h, w)
     video: MaskedVideo,
     frames: Tensor | None = None,  # (T, 3, H, W)
+    **options: Any,
 ) -> dict[str, float]:
     """How well features carry the first frame's masks through a video: DAVIS's semi-supervised evaluation.
 
-    Masks go through `propagate_labels` with its defaults, background included. As in DINO's evaluation, labels are
+    Masks go through `propagate_labels`, with `options`, background included. As in DINO's evaluation, labels are
     then scaled up bilinearly, each is stretched to 0 ... 1 over its frame, and the greatest wins. DINO's own masks are
     made small by taking the nearest pixel instead of by area, and are scaled to the video's size after the decision.
 
@@ -82,7 +83,7 @@ def propagation_metrics(
         return dict.fromkeys(("J", "F", "J&F"), math.nan)
     first = torch.from_numpy(masks[0] == np.array([0, *objects])[:, None, None])
     first[0] = ~first[1:].any(dim=0)
-    labels = propagate_labels(features[None], first[None], video=None if frames is None else frames[None])[0]
+    labels = propagate_labels(features[None], first[None], video=None if frames is None else frames[None], **options)[0]
     scores = []
     for truth, frame in zip(masks[1:-1], labels[1:-1], strict=True):
         large = F.interpolate(frame[None], truth.shape, mode="bilinear", align_corners=False)[0]

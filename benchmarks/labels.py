@@ -1,0 +1,75 @@
+"""Labels carried with few neighbours of unlike weight, as DINO's evaluation has it, or many of like weight.
+
+`python -m benchmarks.labels --masks DAVIS`: J&F, in percent, of raw colours, of a model's features and of both, on a
+folder in DAVIS's layout.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+
+import torch
+from rich.progress import track as progress
+
+from chrono_features import ChronoBackbone
+from chrono_features.evaluation.contenders import baseline, from_model
+from chrono_features.evaluation.data import MaskedVideo
+from chrono_features.evaluation.masks import propagation_metrics
+from chrono_features.evaluation.readers import open_dataset
+
+from . import harness
+
+SETTINGS = {
+    "5 neighbours, temperature 10 (DINO)": {"neighbours": 5, "temperature": 10.0},
+    "40 neighbours, temperature 3": {"neighbours": 40, "temperature": 3.0},
+}
+Scores = dict[tuple[str, str], float]  # J&F by features and settings
+
+
+def scores(index: int, masks: str, name: str, grid: int) -> Scores:
+    """Of one video."""
+    torch.set_num_threads(1)
+    model = ChronoBackbone.from_pretrained(name, grid=(grid, grid))
+    contenders = [
+        baseline("colour", (2 * grid, 2 * grid)),
+        from_model(f"{name}, adapters off", model, adapters=False),
+        from_model(name, model),
+    ]
+    video = list(open_dataset("masks", masks))[index].load()
+    assert isinstance(video, MaskedVideo)
+    found = Scores()
+    for contender in contenders:
+        assert contender.features is not None
+        with torch.no_grad():
+            features = contender.features(video.frames[None])[0]
+        for title, options in SETTINGS.items():
+            found[contender.name, title] = 100 * propagation_metrics(features, video, **options)["J&F"]
+            if contender.name == name:
+                joined = propagation_metrics(features, video, video.frames, **options)
+                found[f"{name}, with colours", title] = 100 * joined["J&F"]
+    return found
+
+
+def main() -> None:
+    parser = harness.parser(__doc__)
+    parser.add_argument("--masks", required=True)
+    parser.add_argument("--model", default="chrono-tiny")
+    parser.add_argument("--grid", type=int, default=32, help="Tokens of the model along a side.")
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args()
+    count = len(list(open_dataset("masks", args.masks)))
+    with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        done = pool.map(partial(scores, masks=args.masks, name=args.model, grid=args.grid), range(count))
+        videos = list(progress(done, "videos", total=count))
+    rows: list[harness.Row] = [
+        {"what": who, **{title: f"{statistics.fmean(v[who, title] for v in videos):.1f}" for title in SETTINGS}}
+        for who in dict.fromkeys(who for who, _ in videos[0])
+    ]
+    harness.report("labels", args.device, {f"J&F, {count} videos": rows}, args.out)
+
+
+if __name__ == "__main__":
+    main()
