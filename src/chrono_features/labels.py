@@ -37,6 +37,9 @@ def propagate_labels(
     follow. The defaults are those of DINO's evaluation (eval_video_segmentation.py), which runs on 30 x 52 and 60 x 104
     cells. There are no gradients.
 
+    Features that tell points apart, as `chrono-tiny`'s, differ much within an object. Without colours, many neighbours
+    of nearly like weight suit them better: `neighbours=40, temperature=3.0`.
+
     Args:
         features: Features of any length along C: they are compared by cosine similarity.
         labels: Labels of the first frame at any resolution, resized to the features' grid by area. Either K channels
