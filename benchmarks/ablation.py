@@ -201,6 +201,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("ablation.json"), help="What is done, to go on from.")
     args = parser.parse_args()
+    if args.data and args.table != "scenes":
+        parser.error(f"--data with --table {args.table}; expected --table scenes")
+    open_all(args.data)  # raises now what is wrong with them, not after the first training
     facts = {"table": args.table, "steps": args.steps, "start": args.start, "textures": str(args.textures)}
     work = json.loads(args.work.read_text()) if args.work.exists() else {"of": facts, "done": {}}
     if work["of"] != facts:
