@@ -10,46 +10,47 @@ import multiprocessing
 import statistics
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from typing import Any
 
 import torch
 from rich.progress import track as progress
 
 from chrono_features import ChronoBackbone
-from chrono_features.evaluation.contenders import baseline, from_model
+from chrono_features.evaluation.baselines import ColourFeatures
 from chrono_features.evaluation.data import MaskedVideo
 from chrono_features.evaluation.masks import propagation_metrics
 from chrono_features.evaluation.readers import open_dataset
 
 from . import harness
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "5 neighbours, temperature 10 (DINO)": {"neighbours": 5, "temperature": 10.0},
     "40 neighbours, temperature 3": {"neighbours": 40, "temperature": 3.0},
 }
 Scores = dict[tuple[str, str], float]  # J&F by features and settings
 
 
-def scores(index: int, masks: str, name: str, grid: int) -> Scores:
+@torch.no_grad()
+def scores(index: int, masks: str, name: str, grid: int, device: str) -> Scores:
     """Of one video."""
     torch.set_num_threads(1)
-    model = ChronoBackbone.from_pretrained(name, grid=(grid, grid))
-    contenders = [
-        baseline("colour", (2 * grid, 2 * grid)),
-        from_model(f"{name}, adapters off", model, adapters=False),
-        from_model(name, model),
-    ]
     video = list(open_dataset("masks", masks))[index].load()
     assert isinstance(video, MaskedVideo)
+    frames = video.frames[None].to(device)
+    model = ChronoBackbone.from_pretrained(name, grid=(grid, grid)).to(device)
+    own = model(frames)
+    cells = (own.shape[-2], own.shape[-1])
+    features = {
+        "colour": ColourFeatures(grid=cells)(frames),
+        f"{name}, adapters off": model.vit_features(frames),
+        name: own,
+    }
     found = Scores()
-    for contender in contenders:
-        assert contender.features is not None
-        with torch.no_grad():
-            features = contender.features(video.frames[None])[0]
-        for title, options in SETTINGS.items():
-            found[contender.name, title] = 100 * propagation_metrics(features, video, **options)["J&F"]
-            if contender.name == name:
-                joined = propagation_metrics(features, video, video.frames, **options)
-                found[f"{name}, with colours", title] = 100 * joined["J&F"]
+    for title, options in SETTINGS.items():
+        for who, of in features.items():
+            found[who, title] = 100 * propagation_metrics(of[0], video, **options)["J&F"]
+        joined = propagation_metrics(own[0], video, frames[0], **options)
+        found[f"{name}, with colours", title] = 100 * joined["J&F"]
     return found
 
 
@@ -62,13 +63,14 @@ def main() -> None:
     args = parser.parse_args()
     count = len(list(open_dataset("masks", args.masks)))
     with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        done = pool.map(partial(scores, masks=args.masks, name=args.model, grid=args.grid), range(count))
+        one = partial(scores, masks=args.masks, name=args.model, grid=args.grid, device=args.device)
+        done = pool.map(one, range(count))
         videos = list(progress(done, "videos", total=count))
     rows: list[harness.Row] = [
         {"what": who, **{title: f"{statistics.fmean(v[who, title] for v in videos):.1f}" for title in SETTINGS}}
         for who in dict.fromkeys(who for who, _ in videos[0])
     ]
-    harness.report("labels", args.device, {f"J&F, {count} videos": rows}, args.out)
+    harness.report("labels", args.device, {f"J&F, {count} videos, {args.grid} x {args.grid} tokens": rows}, args.out)
 
 
 if __name__ == "__main__":
