@@ -10,6 +10,7 @@ clips; *scenes* also on the data of `--data`, to see what carries over; nothing 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -28,8 +29,8 @@ import torch
 
 from chrono_features import ChronoBackbone
 from chrono_features.evaluation.command import open_all
-from chrono_features.evaluation.contenders import from_model
-from chrono_features.evaluation.data import Entry, LabelledVideo
+from chrono_features.evaluation.contenders import Contender, from_model
+from chrono_features.evaluation.data import Dataset, Entry, LabelledVideo, Unusable
 from chrono_features.evaluation.heldout import FIRST_SEED, HeldOut, labelled
 from chrono_features.evaluation.scores import Clip, track_records
 from chrono_features.files import write_beside
@@ -72,11 +73,13 @@ KINDS_OF_TIME: dict[str, dict[str, Any]] = {
     "no time, window (0, 0)": {"window": (0, 0)},
     "attention, all blocks": {},
     "attention, causal, window (6, 0)": {"window": (6, 0)},
+    "attention, frames after, window (0, 6)": {"window": (0, 6)},
     "conv1d, all blocks": {"mixer": "conv1d"},
     "conv3d, all blocks": {"mixer": "conv3d"},
     "attention, early blocks": {"adapter_blocks": "early"},
     "attention, late blocks": {"adapter_blocks": "late"},
     "attention, all blocks, stride 4": {"adapter_stride": 4},
+    "no time, window (0, 0), stride 4": {"adapter_stride": 4, "window": (0, 0)},
 }
 KINDS_OF_TWIN: dict[str, dict[str, Any]] = {"window as it was": {}, "no time, window (0, 0)": {"window": (0, 0)}}
 TURNS = {"roll": 0.5, "zoom": 0.35, "shake": 0.3}
@@ -101,7 +104,7 @@ def job(table: str, name: str, seed: int, steps: int | None, textures: Path, dat
         return {"seed": seed, **score(model, Noisy(textures), TIME.grid)}
     scores = {"seed": seed, **score(model, HeldOut(textures, SIZE, first=100), GRID)}
     if table == "scenes":
-        for other in open_all(data).values():
+        for other in open_tracks(data):
             scores |= score(model, other, (32, 32), adapters=False)
     return scores
 
@@ -165,15 +168,42 @@ class Noisy:
         return labelled(f"{noise}/{index}", f"noise {noise}", noisy)
 
 
-def score(model: ChronoBackbone, data: Any, grid: tuple[int, int], adapters: bool = True) -> dict[str, float]:
+def score(model: ChronoBackbone, data: Dataset, grid: tuple[int, int], adapters: bool = True) -> dict[str, float]:
     """Mean <delta_avg in percent for each group of clips."""
     model.config = model.config.replace(grid=grid)
-    contender, groups = from_model("model", model, adapters=adapters), {}
+    contender = from_model("model", model, adapters=adapters)
+    return scored([contender], data, str(model.device))["model"]["average_pts_within_thresh"]
+
+
+def scored(contenders: list[Contender], data: Dataset, device: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Means in percent, *first*, of each contender, for each metric and each group of clips."""
+    values: dict[str, dict[str, dict[str, list[float]]]] = {c.name: {} for c in contenders}
     for entry in data:
-        video = entry.load()
-        (record,) = track_records(contender, video, ["first"], Clip(video.frames, str(model.device)))
-        groups.setdefault(entry.group, []).append(100 * record["metrics"]["average_pts_within_thresh"])
-    return {group: statistics.fmean(values) for group, values in groups.items()}
+        try:
+            video = entry.load()
+        except Unusable:
+            continue
+        clip = Clip(video.frames, device)
+        for contender in contenders:
+            (record,) = track_records(contender, video, ["first"], clip)
+            for metric, value in record["metrics"].items():
+                if value is not None:  # as where nothing is hidden
+                    values[contender.name].setdefault(metric, {}).setdefault(entry.group, []).append(100 * value)
+    return {
+        name: {metric: {group: statistics.fmean(v) for group, v in groups.items()} for metric, groups in of.items()}
+        for name, of in values.items()
+    }
+
+
+def open_tracks(specs: list[str]) -> list[Dataset]:
+    """Data with tracks, from "KIND=PATH".
+
+    Raises:
+        ValueError, FileNotFoundError: As `open_all`; or masks are named, which have none.
+    """
+    if any(spec.startswith("masks=") for spec in specs):
+        raise ValueError(f"data={specs!r}; expected data with tracks, no masks")
+    return list(open_all(specs).values())
 
 
 def rows(done: dict[str, list[dict]]) -> list[harness.Row]:
@@ -201,17 +231,21 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("ablation.json"), help="What is done, to go on from.")
     args = parser.parse_args()
+    kinds = KINDS[args.table]
     if args.data and args.table != "scenes":
         parser.error(f"--data with --table {args.table}; expected --table scenes")
-    open_all(args.data)  # raises now what is wrong with them, not after the first training
-    facts = {"table": args.table, "steps": args.steps, "start": args.start, "textures": str(args.textures)}
+    if unknown := set(args.only or ()) - set(kinds):
+        parser.error(f"--only {sorted(unknown)}; expected some of {list(kinds)}")
+    check(parser, args)
+    stage = _steps({"time": TIME, "twin": TWIN, "scenes": SCENES}[args.table], args.steps)
+    facts = {"stage": str(stage), "start": args.start, "textures": str(args.textures), "data": args.data}
     work = json.loads(args.work.read_text()) if args.work.exists() else {"of": facts, "done": {}}
     if work["of"] != facts:
         raise ValueError(f"{args.work} holds runs of {work['of']}; expected {facts}")
     done: dict[str, list[dict]] = work["done"]
-    names = args.only or list(KINDS[args.table])
-    jobs = [(name, seed) for seed in range(args.seeds) for name in names]
+    jobs = [(name, seed) for seed in range(args.seeds) for name in args.only or kinds]
     jobs = [(name, seed) for name, seed in jobs if seed not in {run["seed"] for run in done.get(name, [])}]
+    failed = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.processes, mp_context=context, max_tasks_per_child=1) as pool:
         running = {
@@ -220,12 +254,32 @@ def main() -> None:
         }
         for finished in as_completed(running):
             name, seed = running[finished]
+            if error := finished.exception():
+                failed.append(f"{name}, seed {seed}: {type(error).__name__}: {error}")
+                print(failed[-1], flush=True)
+                continue
             done.setdefault(name, []).append(finished.result())
             print(name, seed, finished.result(), flush=True)
             with write_beside(args.work) as file:
                 file.write(json.dumps(work).encode())
-    tables = {args.table: rows({name: done[name] for name in names})}
-    harness.report(f"ablation_{args.table}", args.device, tables, args.out)
+    if done:  # with what earlier calls have done
+        tables = {args.table: rows({name: done[name] for name in kinds if name in done})}
+        harness.report(f"ablation_{args.table}", args.device, tables, args.out)
+    if failed:
+        raise SystemExit(f"failed: {'; '.join(failed)}")
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuses now what would be found wrong after the first training."""
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.device != where:
+        parser.error(f"--device {args.device}; expected {where}, where accelerate trains")
+    for name in ("seeds", "processes"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name)}; expected 1 or more")
+    load_textures(args.textures, "validation")
+    open_tracks(args.data)
+    torch.set_num_threads(1)  # as every training has, for the report to say
 
 
 def _steps(stage: Stage, steps: int | None) -> Stage:

@@ -1,0 +1,112 @@
+"""How much of what chrono-tiny scores is luck: its recipe with several seeds, `python -m benchmarks.seeds ...`.
+
+`--full` is the recipe as it was released, for a GPU. Without it the stages are shortened so much that one seed takes
+three quarters of an hour on one CPU core, and held-out clips are scored at 128 x 128. What is done already is not done
+again. Points are called visible by the visibility head, also where they are refined.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.progress import track as progress
+
+from chrono_features import ChronoBackbone
+from chrono_features.evaluation.contenders import baseline, from_model
+from chrono_features.evaluation.data import Dataset
+from chrono_features.evaluation.heldout import HeldOut
+from chrono_features.files import write_beside
+from chrono_features.training import train
+from chrono_features.training.recipes import TINY
+
+from . import harness
+from .ablation import GRID, SCENES, SIZE, check, open_tracks, rows, scored
+
+FRAMES, CLIPS = TINY.stages
+COVERED = "synthetic/occluded"
+assert TINY.visibility is not None
+SHORT = dataclasses.replace(
+    TINY,
+    stages=(
+        dataclasses.replace(FRAMES, batch=SCENES.batch, frames=SCENES.frames),
+        dataclasses.replace(CLIPS, steps=350, batch=2, frames=(8, 16), size=SIZE, grid=GRID),
+    ),
+    visibility=dataclasses.replace(TINY.visibility, steps=40, size=SIZE, grid=GRID),
+)
+Scores = dict[str, dict[str, float]]  # of each way to use a model, for each group of clips
+
+
+def scores(seed: int, full: bool, textures: Path, data: list[str], work: Path) -> Scores:
+    """Trains with one seed and scores what came of it, unless that is done."""
+    file, run = work / f"seed-{seed}.json", work / f"seed-{seed}"
+    if file.exists():
+        return json.loads(file.read_text())
+    torch.set_num_threads(1)
+    if not (run / "visibility").exists():
+        recipe, workers = (TINY, None) if full else (SHORT, 0)
+        train(recipe, run, textures=textures, seed=seed, workers=workers, mixed_precision="bf16")
+    model = ChronoBackbone.from_pretrained(run / "visibility").to("cuda" if torch.cuda.is_available() else "cpu")
+    if full:
+        found = by_use(model, HeldOut(textures))
+    else:  # at the 8 pixels a token that it was trained with
+        model.config = model.config.replace(grid=GRID)
+        found = by_use(model, HeldOut(textures, SIZE))
+        model.config = model.config.replace(grid=CLIPS.grid)
+    for other in open_tracks(data):
+        for name, groups in by_use(model, other).items():
+            found[name] |= groups
+    with write_beside(file) as out:
+        out.write(json.dumps(found).encode())
+    return found
+
+
+def by_use(model: ChronoBackbone, data: Dataset) -> Scores:
+    """Mean <delta_avg in percent for each group, and balanced accuracy where much is covered."""
+    contenders = [
+        from_model("adapters off", model, adapters=False),
+        from_model("soft-argmax", model),
+        from_model("refined", model, refine="photometric"),
+        baseline("lucas-kanade"),
+    ]
+    found = {}
+    for name, metrics in scored(contenders, data, str(model.device)).items():
+        found[name] = metrics["average_pts_within_thresh"]
+        if COVERED in found[name]:
+            found[name][f"balanced accuracy, {COVERED}"] = metrics["balanced_accuracy"][COVERED]
+    return found
+
+
+def main() -> None:
+    parser = harness.parser(__doc__)
+    parser.add_argument("--full", action="store_true", help="The recipe as it was released.")
+    parser.add_argument("--textures", type=Path, required=True, help="Photographs; every fifth is held out.")
+    parser.add_argument("--data", nargs="*", default=[], metavar="KIND=PATH", help="Other data to score on.")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=Path("seeds"), help="Folder of the runs, to go on from.")
+    args = parser.parse_args()
+    check(parser, args)
+    recipe = TINY if args.full else SHORT
+    facts = {"recipe": str(recipe), "textures": str(args.textures), "data": args.data}
+    of = args.work / "of.json"
+    if of.exists() and json.loads(of.read_text()) != facts:
+        raise ValueError(f"{args.work} holds runs of {of.read_text()}; expected {facts}")
+    args.work.mkdir(parents=True, exist_ok=True)
+    with write_beside(of) as file:
+        file.write(json.dumps(facts).encode())
+    one = partial(scores, full=args.full, textures=args.textures, data=args.data, work=args.work)
+    with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        runs = list(progress(pool.map(one, range(args.seeds)), "seeds", total=args.seeds))
+    ways = {way: [{"seed": seed, **run[way]} for seed, run in enumerate(runs)] for way in runs[0]}
+    length = "recipe" if args.full else "recipe, shortened"
+    harness.report("seeds", args.device, {f"{length}, {args.seeds} seeds": rows(ways)}, args.out)
+
+
+if __name__ == "__main__":
+    main()
