@@ -3,9 +3,10 @@
 *scenes*: the recipe's first stage, much shortened, from nothing, on clips with more and more in them. *time*: a model
 goes on with all its weights and with fresh adapters of different kinds, on slow clips with long occlusions and strong
 noise, which is another in every frame; scored at several strengths of it. *twin*: a model goes on with all its weights,
-as it is and with a window of one frame, on fast clips with long occlusions.
+as it is and with a window of one frame, on fast clips with long occlusions. *jump*: the same on clips whose camera
+jumps or does not.
 All of one table train for as many steps (those of *time* and *twin* on the same clips), and are scored on held-out
-clips; *scenes* also on the data of `--data`, to see what carries over; nothing is chosen by it.
+clips; *scenes* and *jump* also on the data of `--data`, to see what carries over; nothing is chosen by it.
 """
 
 from __future__ import annotations
@@ -92,7 +93,13 @@ KINDS_OF_SCENES = {
     "+ covers": dataclasses.replace(NOTHING, **TURNS, creature=0.5, covers=0.5),
     "+ blur, shadows, codec, plain textures": Variety(blackout=0.0),
 }
-KINDS = {"time": KINDS_OF_TIME, "twin": KINDS_OF_TWIN, "scenes": KINDS_OF_SCENES}
+KINDS_OF_JUMP = {
+    "no clip jumps": Variety(covers=0.7, blackout=0.25),
+    "half of the clips jump": Variety(covers=0.7, blackout=0.25, jump=0.5),
+}
+KINDS = {"time": KINDS_OF_TIME, "twin": KINDS_OF_TWIN, "scenes": KINDS_OF_SCENES, "jump": KINDS_OF_JUMP}
+STAGES = {"time": TIME, "twin": TWIN, "scenes": SCENES, "jump": dataclasses.replace(TWIN, steps=200)}
+WITH_DATA = "scenes", "jump"
 
 
 def job(table: str, name: str, seed: int, steps: int | None, textures: Path, data: list[str], start: str) -> dict:
@@ -103,27 +110,26 @@ def job(table: str, name: str, seed: int, steps: int | None, textures: Path, dat
     if table == "time":
         return {"seed": seed, **score(model, Noisy(textures), TIME.grid)}
     scores = {"seed": seed, **score(model, HeldOut(textures, SIZE, first=100), GRID)}
-    if table == "scenes":
-        for other in open_tracks(data):
-            scores |= score(model, other, (32, 32), adapters=False)
+    for other in open_tracks(data):
+        scores |= score(model, other, (32, 32), adapters=table != "scenes")
     return scores
 
 
 def trained(
     table: str, name: str, seed: int, steps: int | None, textures: Path, start: str, folder: Path
 ) -> ChronoBackbone:
-    photographs: Path | None = textures
-    if table == "scenes":
-        photographs = None if name == NO_PHOTOGRAPHS else textures
-        stage = dataclasses.replace(SCENES, variety=KINDS_OF_SCENES[name])
-        recipe, begin = Recipe("scenes", (_steps(stage, steps),), SMALL), None
-    else:
+    photographs = None if name == NO_PHOTOGRAPHS else textures
+    kind, stage = KINDS[table][name], _steps(STAGES[table], steps)
+    if isinstance(kind, Variety):
+        stage = dataclasses.replace(stage, variety=kind)
+    recipe, begin = Recipe(table, (stage,), SMALL if table == "scenes" else None), None
+    if table != "scenes":
         if table == "time":
-            model, stage = fresh_adapters(start, {"adapter_stride": 1, **KINDS_OF_TIME[name]}, seed), TIME
+            model = fresh_adapters(start, {"adapter_stride": 1, **kind}, seed)
         else:
-            model, stage = ChronoBackbone.from_pretrained(start, freeze_vit=False, **KINDS_OF_TWIN[name]), TWIN
+            model = ChronoBackbone.from_pretrained(start, freeze_vit=False, **({} if table == "jump" else kind))
         model.save_pretrained(folder / "start")
-        recipe, begin = Recipe(table, (_steps(stage, steps),)), str(folder / "start")
+        begin = str(folder / "start")
     with contextlib.redirect_stdout(io.StringIO()):
         return train(
             recipe, folder / "run", model=begin, textures=photographs, seed=seed, workers=0, mixed_precision="bf16"
@@ -223,8 +229,10 @@ def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--table", choices=tuple(KINDS), required=True)
     parser.add_argument("--textures", type=Path, required=True, help="Photographs; every fifth is held out.")
-    parser.add_argument("--data", nargs="*", default=[], metavar="KIND=PATH", help="Other data to score scenes on.")
-    parser.add_argument("--start", default="chrono-tiny", help="Where the variants of time and twin start from.")
+    parser.add_argument(
+        "--data", nargs="*", default=[], metavar="KIND=PATH", help="Other data to score scenes and jump on."
+    )
+    parser.add_argument("--start", default="chrono-tiny", help="Where variants start from, but those of scenes.")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, help="In place of the table's.")
     parser.add_argument("--only", nargs="*", help="Some of the variants.")
@@ -232,13 +240,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("ablation.json"), help="What is done, to go on from.")
     args = parser.parse_args()
     kinds = KINDS[args.table]
-    if args.data and args.table != "scenes":
-        parser.error(f"--data with --table {args.table}; expected --table scenes")
+    if args.data and args.table not in WITH_DATA:
+        parser.error(f"--data with --table {args.table}; expected one of {', '.join(WITH_DATA)}")
     if unknown := set(args.only or ()) - set(kinds):
         parser.error(f"--only {sorted(unknown)}; expected some of {list(kinds)}")
     check(parser, args)
-    stage = _steps({"time": TIME, "twin": TWIN, "scenes": SCENES}[args.table], args.steps)
-    facts = {"stage": str(stage), "start": args.start, "textures": str(args.textures), "data": args.data}
+    args.work.parent.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "stage": str(_steps(STAGES[args.table], args.steps)),
+        "start": args.start,
+        "textures": str(args.textures),
+        "data": args.data,
+    }
     work = json.loads(args.work.read_text()) if args.work.exists() else {"of": facts, "done": {}}
     if work["of"] != facts:
         raise ValueError(f"{args.work} holds runs of {work['of']}; expected {facts}")

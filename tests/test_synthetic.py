@@ -405,11 +405,25 @@ def test_a_view_without_variety_is_still_and_one_with_it_stays_near():
     for part in camera_view(generator(0), times, NOTHING):
         assert not part.any()
     for seed in range(5):
-        roll, zoom, shift = camera_view(generator(seed), times, ALL_OF_IT)
+        roll, zoom, shift = camera_view(generator(seed), times, dataclasses.replace(ALL_OF_IT, jump=0.0))
         assert 0.02 < roll.abs().max() < math.pi + 0.06
         assert 0.02 < zoom.abs().max() <= 0.8
         assert 0.0005 < shift.abs().max() <= 0.04
         assert (shift[1:] - shift[:-1]).norm(dim=-1).mean() > 0.1 * shift.norm(dim=-1).mean()  # it is not smooth
+
+
+def test_a_camera_that_jumps_does_so_once():
+    times = torch.arange(20).double()
+    for seed in range(10):
+        roll, zoom, shift = camera_view(generator(seed), times, dataclasses.replace(NOTHING, jump=1.0))
+        steps = (shift[1:] - shift[:-1]).norm(dim=-1)
+        (frame,) = steps.nonzero()[:, 0].tolist()
+        assert 0.15 <= steps[frame] <= 0.5
+        for part, most in ((roll, 0.8), (zoom, 0.4)):
+            assert not part[: frame + 1].any()
+            assert (part[frame + 1 :] == part[-1]).all()
+            assert 0 < abs(part[-1]) <= most
+    camera_view(generator(0), times[:1], dataclasses.replace(NOTHING, jump=1.0))  # one frame has nowhere to jump
 
 
 def test_variety_is_made_of_probabilities():

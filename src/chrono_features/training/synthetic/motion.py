@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from .draws import chance, direction, log_uniform, uniform, uniforms
+from .draws import chance, direction, integer, log_uniform, uniform, uniforms
 from .variety import Variety
 
 SHORTEST_PERIOD = 8.0  # frames: of `wander`; only `shake` is faster
@@ -55,7 +55,7 @@ def camera_view(
     times: Tensor,  # [T] in frames
     variety: Variety,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [T] roll in radians, [T] log of the zoom, [T, 2] shift in longer sides
-    """How the picture turns, grows and shakes about its middle."""
+    """How the picture turns, grows, shakes and jumps about its middle."""
     still = torch.zeros(len(times), dtype=torch.float64)
     roll, zoom, shift = still, still, still[:, None].expand(-1, 2)
     if chance(generator, variety.roll):
@@ -65,6 +65,11 @@ def camera_view(
     if chance(generator, variety.shake):
         shift = shake(generator, times, log_uniform(generator, 0.003, 0.04), 2)
         roll = roll + shake(generator, times, log_uniform(generator, 0.003, 0.05), 1)[:, 0]
+    if variety.jump and chance(generator, variety.jump) and len(times) > 1:  # no draw where there is none
+        later = (times >= times[integer(generator, 1, len(times) - 1)]).double()
+        shift = shift + later[:, None] * uniform(generator, 0.15, 0.5) * direction(generator, 2)
+        roll = roll + later * uniform(generator, -0.8, 0.8)
+        zoom = zoom + later * uniform(generator, -0.4, 0.4)
     return roll, zoom, shift
 
 

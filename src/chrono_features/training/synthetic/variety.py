@@ -13,6 +13,8 @@ class Variety:
         roll: The camera rolls about its axis, up to half a turn; a cut-out turns so as well.
         zoom: It zooms, up to a factor of about two either way.
         shake: It shakes.
+        jump: From some frame on it looks elsewhere, turned and zoomed: up to half a picture away. Not part of the usual
+            mix.
         creature: There is a body with jointed limbs, some of them thin.
         covers: Pictures are pasted over the video and taken away again.
         blackout: Some frames show something else, where there are three or more.
@@ -29,6 +31,7 @@ class Variety:
     roll: float = 0.5
     zoom: float = 0.35
     shake: float = 0.3
+    jump: float = 0.0
     creature: float = 0.5
     covers: float = 0.5
     blackout: float = 0.1
