@@ -247,6 +247,7 @@ def main() -> None:
     check(parser, args)
     args.work.parent.mkdir(parents=True, exist_ok=True)
     facts = {
+        "table": args.table,
         "stage": str(_steps(STAGES[args.table], args.steps)),
         "start": args.start,
         "textures": str(args.textures),
