@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import statistics
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from chrono_features.training.synthetic import layers as layered
 from chrono_features.training.synthetic.materials import lookup, make_materials
 from chrono_features.training.synthetic.motion import camera_view, rotations, wander
 from chrono_features.training.synthetic.picture import render_frames
+from chrono_features.training.synthetic.scene import choose
 from chrono_features.training.synthetic.shapes import Blob, Capsule, Polygon, random_shape
 from chrono_features.training.synthetic.textures import TextureSource
 from chrono_features.training.synthetic.variety import NOTHING
@@ -90,6 +92,39 @@ def test_half_of_the_points_move(scene):
     shares = [make_clip(seed, scene=scene, **SMALL).moving.float().mean().item() for seed in range(6)]
     assert sorted(shares)[len(shares) // 2] == 0.5
     assert max(shares) <= 0.5
+
+
+@pytest.mark.parametrize("scene", KINDS)
+def test_half_of_the_points_are_near_edges(scene):
+    def near_another(clip, everywhere):  # [N] bool: what moves and what does not are both close by
+        distance = torch.cdist(clip.tracks[:, 0], everywhere.tracks[:, 0])
+        other = clip.moving[:, None] != everywhere.moving
+        return ((distance < 3.0) & other).any(dim=1)  # near is 3.2 px here
+
+    shares = {0.0: [], 1.0: []}
+    for seed in range(6):
+        options = {"scene": scene, "frames": 1, "size": (96, 128), "photometric": False}
+        everywhere = make_clip(seed, points=3000, variety=NOTHING, **options)
+        for edges, found in shares.items():
+            clip = make_clip(seed, points=64, variety=dataclasses.replace(NOTHING, edges=edges), **options)
+            assert torch.equal(clip.video, everywhere.video)
+            assert clip.moving.sum() == min(32, everywhere.moving.sum()) or everywhere.moving.float().mean() < 0.1
+            found.append(near_another(clip, everywhere).float().mean())
+    assert statistics.fmean(shares[1.0]) > 1.6 * statistics.fmean(shares[0.0])  # other outlines are not looked for here
+
+
+def test_points_are_drawn_from_all_four_kinds_alike():
+    moving, near = (torch.rand(400, generator=generator(seed)) < 0.3 for seed in (0, 1))
+    chosen = choose(generator(2), moving, 80, near)
+    assert len(set(chosen.tolist())) == 80
+    counts = [int(((moving[chosen] == a) & (near[chosen] == b)).sum()) for a in (True, False) for b in (True, False)]
+    assert counts == [20, 20, 20, 20]
+    near[moving] = False
+    chosen = choose(generator(2), moving, 80, near)
+    assert (moving[chosen].sum(), near[chosen].sum()) == (40, 20)  # of what moves nothing is near
+    assert choose(generator(2), torch.zeros(5, dtype=torch.bool), 5, torch.ones(5, dtype=torch.bool)).sort()[
+        0
+    ].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("scene", KINDS)

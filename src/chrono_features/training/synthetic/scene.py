@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +10,13 @@ from torch import Generator, Tensor
 
 from . import layers, raycast
 from .covers import Covers, hidden, paste, random_covers
-from .draws import branch, integer, log_uniform
+from .draws import branch, chance, integer, log_uniform
 from .photometric import add_photometrics
 from .textures import TextureSource
 from .variety import USUAL, Variety
 
 SCENES = ("mixed", "raycast", "layers")
+NEAR = 0.025  # of the longer side: points nearer than this to an outline are near an edge
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def make_clip(
         seed: Any whole number from 0.
         frames: Length T of the clip.
         size: Height and width in pixels.
-        points: Number N of tracks, half of them on moving things where there are enough.
+        points: Number N of tracks, half of them on moving things where there are enough; see also `Variety.edges`.
         scene: "raycast", "layers", or "mixed", which picks one of the two by the seed.
         textures: Photographs as `load_textures` gives them; without them the textures are procedural.
         device: Where the picture is made and all results are put.
@@ -137,9 +139,24 @@ class _Shot:
             if free.sum() >= self.points:
                 return xy, frame, free
 
-    def choose(self, moving: Tensor, free: Tensor) -> Tensor:  # [F * P], [F * P] -> [points] indices
+    def near_edges(
+        self,
+        frame: Tensor,  # [F]
+        xy: Tensor,  # [F, P, 2] pixels
+        seen: Callable[[Tensor], Tensor],  # [F, P, 2] -> [F, P], which thing the scene shows there
+    ) -> Tensor | None:  # [F * P] bool
+        """Which positions have something else, or a cover, close by; None where the clip does not ask for it."""
+        if not (self.variety.edges and chance(self.generator, self.variety.edges)):  # no draw where there are none
+            return None
+        here, near = seen(xy), torch.zeros(xy.shape[:2], dtype=torch.bool)
+        for side in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+            beside = xy + NEAR * max(self.size) / 2**0.5 * torch.tensor(side)
+            near |= (seen(beside) != here) | hidden(self.covers, frame, beside)
+        return near.flatten()
+
+    def choose(self, moving: Tensor, near: Tensor | None, free: Tensor) -> Tensor:  # [F * P] each -> [points] indices
         index = free.nonzero().flatten()
-        return index[choose(self.generator, moving[index], self.points)]
+        return index[choose(self.generator, moving[index], self.points, None if near is None else near[index])]
 
 
 def _raycast(shot: _Shot) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # video, tracks, visible, moving
@@ -149,9 +166,11 @@ def _raycast(shot: _Shot) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # video, tr
     light = raycast.random_light(generator, times, world.radii[raycast.ROOM])
 
     xy, frame, free = shot.candidates()
-    solid, unit, _ = raycast.surface_points(world.frames(frame), xy)
+    view = world.frames(frame)
+    solid, unit, _ = raycast.surface_points(view, xy)
+    near = shot.near_edges(frame, xy, lambda positions: raycast.surface_points(view, positions)[0])
     solid, unit = solid.flatten(), unit.flatten(0, 1)
-    chosen = shot.choose(world.is_moving[solid], free)
+    chosen = shot.choose(world.is_moving[solid], near, free)
     solid, unit = solid[chosen], unit[chosen]
     tracks, depth = raycast.project(world, solid, unit)
     visible = raycast.sees(world, solid, tracks, depth)
@@ -165,19 +184,35 @@ def _layers(shot: _Shot) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # video, tra
     gain = layers.random_gain(generator, times, stack.group)
 
     xy, frame, free = shot.candidates()
-    layer, x, y = layers.topmost(stack.frames(frame), xy.transpose(1, 2))
+    view = stack.frames(frame)
+    layer, x, y = layers.topmost(view, xy.transpose(1, 2))
+    near = shot.near_edges(frame, xy, lambda positions: layers.topmost(view, positions.transpose(1, 2))[0])
     layer, place = layer.flatten(), torch.stack((x, y), dim=-1).flatten(0, 1)
-    chosen = shot.choose(stack.is_moving[layer], free)
+    chosen = shot.choose(stack.is_moving[layer], near, free)
     layer, place = layer[chosen], place[chosen]
     tracks = layers.from_layer(stack, layer, place)
     visible = layers.sees(stack, layer, tracks)
     return layers.render(stack, materials, gain, shot.device), tracks, visible, stack.is_moving[layer]
 
 
-def choose(generator: Generator, moving: Tensor, points: int) -> Tensor:  # [M] bool -> [points] indices
-    """Half of the points moving, as far as there are enough of either kind."""
+def choose(
+    generator: Generator,
+    moving: Tensor,  # [M] bool
+    points: int,
+    near: Tensor | None = None,  # [M] bool
+) -> Tensor:  # [points] indices
+    """Half of the points moving, and half of the moving and of the others near, as far as there are enough of them."""
     order = torch.randperm(len(moving), generator=generator)
     movers, rest = order[moving[order]], order[~moving[order]]
+    if near is not None:
+        movers, rest = _in_turn(movers, near), _in_turn(rest, near)
     half = max(min(points // 2, len(movers)), points - len(rest))
     chosen = torch.cat((movers[:half], rest[: points - half]))
     return chosen[torch.randperm(points, generator=generator)]
+
+
+def _in_turn(order: Tensor, near: Tensor) -> Tensor:  # [K] indices
+    """One that is near and one that is not by turns, while there are both."""
+    is_near = near[order]
+    place = torch.where(is_near, is_near.cumsum(0), (~is_near).cumsum(0))
+    return order[place.argsort(stable=True)]
