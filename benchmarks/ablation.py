@@ -3,10 +3,10 @@
 *scenes*: the recipe's first stage, much shortened, from nothing, on clips with more and more in them. *time*: a model
 goes on with all its weights and with fresh adapters of different kinds, on slow clips with long occlusions and strong
 noise, which is another in every frame; scored at several strengths of it. *twin*: a model goes on with all its weights,
-as it is and with a window of one frame, on fast clips with long occlusions. *jump*: the same on clips whose camera
-jumps or does not.
+as it is and with a window of one frame, on fast clips with long occlusions. *mixes*: a model goes on with all its
+weights on clips that hold more than those it was trained on.
 All of one table train for as many steps (those of *time* and *twin* on the same clips), and are scored on held-out
-clips; *scenes* and *jump* also on the data of `--data`, to see what carries over; nothing is chosen by it.
+clips; *scenes* and *mixes* also on the data of `--data`, to see what carries over; nothing is chosen by it.
 """
 
 from __future__ import annotations
@@ -93,13 +93,16 @@ KINDS_OF_SCENES = {
     "+ covers": dataclasses.replace(NOTHING, **TURNS, creature=0.5, covers=0.5),
     "+ blur, shadows, codec, plain textures": Variety(blackout=0.0),
 }
-KINDS_OF_JUMP = {
-    "no clip jumps": Variety(covers=0.7, blackout=0.25),
-    "half of the clips jump": Variety(covers=0.7, blackout=0.25, jump=0.5),
+MIX = TINY.stages[-1].variety
+KINDS_OF_MIXES = {
+    "as in the recipe": MIX,
+    "+ jumps in half of the clips": dataclasses.replace(MIX, jump=0.5),
+    "+ half of the points near edges": dataclasses.replace(MIX, edges=1.0),
+    "+ covers and a gap in every clip": dataclasses.replace(MIX, covers=1.0, blackout=1.0),
 }
-KINDS = {"time": KINDS_OF_TIME, "twin": KINDS_OF_TWIN, "scenes": KINDS_OF_SCENES, "jump": KINDS_OF_JUMP}
-STAGES = {"time": TIME, "twin": TWIN, "scenes": SCENES, "jump": dataclasses.replace(TWIN, steps=200)}
-WITH_DATA = "scenes", "jump"
+KINDS = {"time": KINDS_OF_TIME, "twin": KINDS_OF_TWIN, "scenes": KINDS_OF_SCENES, "mixes": KINDS_OF_MIXES}
+STAGES = {"time": TIME, "twin": TWIN, "scenes": SCENES, "mixes": dataclasses.replace(TWIN, steps=200)}
+WITH_DATA = "scenes", "mixes"
 
 
 def job(table: str, name: str, seed: int, steps: int | None, textures: Path, data: list[str], start: str) -> dict:
@@ -127,7 +130,7 @@ def trained(
         if table == "time":
             model = fresh_adapters(start, {"adapter_stride": 1, **kind}, seed)
         else:
-            model = ChronoBackbone.from_pretrained(start, freeze_vit=False, **({} if table == "jump" else kind))
+            model = ChronoBackbone.from_pretrained(start, freeze_vit=False, **({} if table == "mixes" else kind))
         model.save_pretrained(folder / "start")
         begin = str(folder / "start")
     with contextlib.redirect_stdout(io.StringIO()):
@@ -230,7 +233,7 @@ def main() -> None:
     parser.add_argument("--table", choices=tuple(KINDS), required=True)
     parser.add_argument("--textures", type=Path, required=True, help="Photographs; every fifth is held out.")
     parser.add_argument(
-        "--data", nargs="*", default=[], metavar="KIND=PATH", help="Other data to score scenes and jump on."
+        "--data", nargs="*", default=[], metavar="KIND=PATH", help="Other data to score scenes and mixes on."
     )
     parser.add_argument("--start", default="chrono-tiny", help="Where variants start from, but those of scenes.")
     parser.add_argument("--seeds", type=int, default=2)

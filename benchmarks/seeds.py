@@ -1,7 +1,8 @@
 """How much of what chrono-tiny scores is luck: its recipe with several seeds, `python -m benchmarks.seeds ...`.
 
-`--full` is the recipe as it was released, for a GPU. Without it the stages are shortened so much that one seed takes
-three quarters of an hour on one CPU core, and held-out clips are scored at 128 x 128. What is done already is not done
+`--recipe short` is shortened so much that one seed takes three quarters of an hour on one CPU core, and held-out clips
+are scored at 128 x 128. The others are for a GPU: the recipe as it was `released`, what should be trained `next`, so
+that other frames help (docs/models.md, *What time adds*), and its `twin` without time. What is done already is not done
 again. Points are called visible by the visibility head, also where they are refined.
 """
 
@@ -30,7 +31,6 @@ from .ablation import GRID, SCENES, SIZE, check, open_tracks, rows, scored
 
 FRAMES, CLIPS = TINY.stages
 COVERED = "synthetic/occluded"
-assert TINY.visibility is not None
 SHORT = dataclasses.replace(
     TINY,
     stages=(
@@ -39,25 +39,35 @@ SHORT = dataclasses.replace(
     ),
     visibility=dataclasses.replace(TINY.visibility, steps=40, size=SIZE, grid=GRID),
 )
+NEXT_CLIPS = dataclasses.replace(
+    CLIPS, gap=(0.1, CLIPS.gap[1]), variety=dataclasses.replace(CLIPS.variety, grain=0.3, jump=0.25, edges=0.5)
+)
+NEXT = dataclasses.replace(TINY, config=TINY.config.replace(adapter_stride=1), stages=(FRAMES, NEXT_CLIPS))
+TWIN = dataclasses.replace(
+    NEXT,
+    config=NEXT.config.replace(window=(0, 0)),
+    stages=(FRAMES, dataclasses.replace(NEXT_CLIPS, frames_after=())),
+)
+RECIPES = {"short": SHORT, "released": TINY, "next": NEXT, "twin": TWIN}
 Scores = dict[str, dict[str, float]]  # of each way to use a model, for each group of clips
 
 
-def scores(seed: int, full: bool, textures: Path, data: list[str], work: Path) -> Scores:
+def scores(seed: int, recipe: str, textures: Path, data: list[str], work: Path) -> Scores:
     """Trains with one seed and scores what came of it, unless that is done."""
     file, run = work / f"seed-{seed}.json", work / f"seed-{seed}"
     if file.exists():
         return json.loads(file.read_text())
     torch.set_num_threads(1)
     if not (run / "visibility").exists():
-        recipe, workers = (TINY, None) if full else (SHORT, 0)
-        train(recipe, run, textures=textures, seed=seed, workers=workers, mixed_precision="bf16")
+        workers = 0 if recipe == "short" else None
+        train(RECIPES[recipe], run, textures=textures, seed=seed, workers=workers, mixed_precision="bf16")
     model = ChronoBackbone.from_pretrained(run / "visibility").to("cuda" if torch.cuda.is_available() else "cpu")
-    if full:
-        found = by_use(model, HeldOut(textures))
-    else:  # at the 8 pixels a token that it was trained with
+    if recipe == "short":  # at the 8 pixels a token that it was trained with
         model.config = model.config.replace(grid=GRID)
         found = by_use(model, HeldOut(textures, SIZE))
         model.config = model.config.replace(grid=CLIPS.grid)
+    else:
+        found = by_use(model, HeldOut(textures))
     for other in open_tracks(data):
         for name, groups in by_use(model, other).items():
             found[name] |= groups
@@ -84,7 +94,7 @@ def by_use(model: ChronoBackbone, data: Dataset) -> Scores:
 
 def main() -> None:
     parser = harness.parser(__doc__)
-    parser.add_argument("--full", action="store_true", help="The recipe as it was released.")
+    parser.add_argument("--recipe", choices=tuple(RECIPES), default="short")
     parser.add_argument("--textures", type=Path, required=True, help="Photographs; every fifth is held out.")
     parser.add_argument("--data", nargs="*", default=[], metavar="KIND=PATH", help="Other data to score on.")
     parser.add_argument("--seeds", type=int, default=3)
@@ -92,20 +102,19 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("seeds"), help="Folder of the runs, to go on from.")
     args = parser.parse_args()
     check(parser, args)
-    recipe = TINY if args.full else SHORT
-    facts = {"recipe": str(recipe), "textures": str(args.textures), "data": args.data}
+    facts = {"recipe": str(RECIPES[args.recipe]), "textures": str(args.textures), "data": args.data}
     of = args.work / "of.json"
     if of.exists() and json.loads(of.read_text()) != facts:
         raise ValueError(f"{args.work} holds runs of {of.read_text()}; expected {facts}")
     args.work.mkdir(parents=True, exist_ok=True)
     with write_beside(of) as file:
         file.write(json.dumps(facts).encode())
-    one = partial(scores, full=args.full, textures=args.textures, data=args.data, work=args.work)
+    one = partial(scores, recipe=args.recipe, textures=args.textures, data=args.data, work=args.work)
     with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         runs = list(progress(pool.map(one, range(args.seeds)), "seeds", total=args.seeds))
     ways = {way: [{"seed": seed, **run[way]} for seed, run in enumerate(runs)] for way in runs[0]}
-    length = "recipe" if args.full else "recipe, shortened"
-    harness.report("seeds", args.device, {f"{length}, {args.seeds} seeds": rows(ways)}, args.out)
+    name = "seeds" if args.recipe == "short" else f"seeds_{args.recipe}"
+    harness.report(name, args.device, {f"{args.recipe} recipe, {args.seeds} seeds": rows(ways)}, args.out)
 
 
 if __name__ == "__main__":
