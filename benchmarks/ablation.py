@@ -4,7 +4,7 @@
 goes on with all its weights and with fresh adapters of different kinds, on slow clips with long occlusions and strong
 noise, which is another in every frame; scored at several strengths of it. *twin*: a model goes on with all its weights,
 as it is and with a window of one frame, on fast clips with long occlusions. *mixes*: a model goes on with all its
-weights on clips that hold more than those it was trained on.
+weights on clips that hold more than the recipe's, each row on one thing more than the first.
 All of one table train for as many steps (those of *time* and *twin* on the same clips), and are scored on held-out
 clips; *scenes* and *mixes* also on the data of `--data`, to see what carries over; nothing is chosen by it.
 """
@@ -96,9 +96,9 @@ KINDS_OF_SCENES = {
 MIX = TINY.stages[-1].variety
 KINDS_OF_MIXES = {
     "as in the recipe": MIX,
-    "+ jumps in half of the clips": dataclasses.replace(MIX, jump=0.5),
-    "+ half of the points near edges": dataclasses.replace(MIX, edges=1.0),
-    "+ covers and a gap in every clip": dataclasses.replace(MIX, covers=1.0, blackout=1.0),
+    "jumps in half of the clips": dataclasses.replace(MIX, jump=0.5),
+    "half of the points near edges": dataclasses.replace(MIX, edges=1.0),
+    "covers and a gap in every clip": dataclasses.replace(MIX, covers=1.0, blackout=1.0),
 }
 KINDS = {"time": KINDS_OF_TIME, "twin": KINDS_OF_TWIN, "scenes": KINDS_OF_SCENES, "mixes": KINDS_OF_MIXES}
 STAGES = {"time": TIME, "twin": TWIN, "scenes": SCENES, "mixes": dataclasses.replace(TWIN, steps=200)}
@@ -255,6 +255,7 @@ def main() -> None:
         "start": args.start,
         "textures": str(args.textures),
         "data": args.data,
+        "kinds": str(kinds),
     }
     work = json.loads(args.work.read_text()) if args.work.exists() else {"of": facts, "done": {}}
     if work["of"] != facts:

@@ -27,7 +27,7 @@ from chrono_features.training import train
 from chrono_features.training.recipes import TINY
 
 from . import harness
-from .ablation import GRID, SCENES, SIZE, check, open_tracks, rows, scored
+from .ablation import GRID, SCENES, SIZE, TIME, Noisy, check, open_tracks, rows, scored
 
 FRAMES, CLIPS = TINY.stages
 COVERED = "synthetic/occluded"
@@ -62,15 +62,15 @@ def scores(seed: int, recipe: str, textures: Path, data: list[str], work: Path) 
         workers = 0 if recipe == "short" else None
         train(RECIPES[recipe], run, textures=textures, seed=seed, workers=workers, mixed_precision="bf16")
     model = ChronoBackbone.from_pretrained(run / "visibility").to("cuda" if torch.cuda.is_available() else "cpu")
+    grid = model.config.grid
+    sets: list[tuple[Dataset, tuple[int, int]]] = [(HeldOut(textures), grid), (Noisy(textures), TIME.grid)]
     if recipe == "short":  # at the 8 pixels a token that it was trained with
-        model.config = model.config.replace(grid=GRID)
-        found = by_use(model, HeldOut(textures, SIZE))
-        model.config = model.config.replace(grid=CLIPS.grid)
-    else:
-        found = by_use(model, HeldOut(textures))
-    for other in open_tracks(data):
-        for name, groups in by_use(model, other).items():
-            found[name] |= groups
+        sets, grid = [(HeldOut(textures, SIZE), GRID)], CLIPS.grid
+    found: Scores = {}
+    for dataset, cells in [*sets, *((other, grid) for other in open_tracks(data))]:
+        model.config = model.config.replace(grid=cells)
+        for name, groups in by_use(model, dataset).items():
+            found.setdefault(name, {}).update(groups)
     with write_beside(file) as out:
         out.write(json.dumps(found).encode())
     return found

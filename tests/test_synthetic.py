@@ -22,7 +22,7 @@ from chrono_features.training.synthetic import layers as layered
 from chrono_features.training.synthetic.materials import lookup, make_materials
 from chrono_features.training.synthetic.motion import camera_view, rotations, wander
 from chrono_features.training.synthetic.picture import render_frames
-from chrono_features.training.synthetic.scene import choose
+from chrono_features.training.synthetic.scene import choose, near_edges
 from chrono_features.training.synthetic.shapes import Blob, Capsule, Polygon, random_shape
 from chrono_features.training.synthetic.textures import TextureSource
 from chrono_features.training.synthetic.variety import NOTHING
@@ -108,9 +108,39 @@ def test_half_of_the_points_are_near_edges(scene):
         for edges, found in shares.items():
             clip = make_clip(seed, points=64, variety=dataclasses.replace(NOTHING, edges=edges), **options)
             assert torch.equal(clip.video, everywhere.video)
-            assert clip.moving.sum() == min(32, everywhere.moving.sum()) or everywhere.moving.float().mean() < 0.1
             found.append(near_another(clip, everywhere).float().mean())
     assert statistics.fmean(shares[1.0]) > 1.6 * statistics.fmean(shares[0.0])  # other outlines are not looked for here
+
+
+def test_near_an_edge_is_within_a_distance_of_it():
+    xy = torch.rand(2, 500, 2, generator=generator(0), dtype=torch.float64) * 10
+    border = torch.tensor([[4.0], [7.0]])  # of frame 0 and 1
+
+    def look(positions):
+        return (positions[..., 0] > border).long()
+
+    near, away = near_edges(xy, look(xy), look, 2.0), (xy[..., 0] - border).abs()
+    assert torch.equal(near, away < 2**0.5)  # diagonally, which is at most 2 away
+
+
+@pytest.mark.parametrize("scene", KINDS)
+def test_points_near_a_cover_are_near_an_edge(scene, monkeypatch):
+    def disc(*_, **__):  # of a radius of 12.8 pixels, in the middle of frame 2 of 4
+        pictures, there = (torch.zeros(3, 8, 8),), torch.tensor([[False, False, True, False]])
+        centre = torch.tensor([64.0, 48.0], dtype=torch.float64).expand(1, 4, 2)
+        return covers.Covers(
+            (Blob(0.1, (), ()),), pictures, centre, there, torch.zeros(4).bool(), pictures[0], (96, 128)
+        )
+
+    monkeypatch.setattr(f"{make_clip.__module__}.random_covers", disc)
+    counts = []
+    for edges in (0.0, 1.0):
+        variety = dataclasses.replace(NOTHING, edges=edges)
+        clips = [make_clip(seed, scene=scene, frames=4, size=(96, 128), anchor=2, variety=variety) for seed in range(8)]
+        away = torch.cat([(clip.tracks[:, 2] - torch.tensor([64.0, 48.0])).norm(dim=-1) - 12.8 for clip in clips])
+        assert away.min() > 0
+        counts.append(int((away < 3).sum()))
+    assert counts[1] > 1.8 * counts[0] > 0
 
 
 def test_points_are_drawn_from_all_four_kinds_alike():
@@ -122,9 +152,8 @@ def test_points_are_drawn_from_all_four_kinds_alike():
     near[moving] = False
     chosen = choose(generator(2), moving, 80, near)
     assert (moving[chosen].sum(), near[chosen].sum()) == (40, 20)  # of what moves nothing is near
-    assert choose(generator(2), torch.zeros(5, dtype=torch.bool), 5, torch.ones(5, dtype=torch.bool)).sort()[
-        0
-    ].tolist() == [0, 1, 2, 3, 4]
+    everything = choose(generator(2), torch.zeros(5, dtype=torch.bool), 5, torch.ones(5, dtype=torch.bool))
+    assert sorted(everything.tolist()) == list(range(5))
 
 
 @pytest.mark.parametrize("scene", KINDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from .textures import TextureSource
 from .variety import USUAL, Variety
 
 SCENES = ("mixed", "raycast", "layers")
-NEAR = 0.025  # of the longer side: points nearer than this to an outline are near an edge
+EDGE = 0.025  # of the longer side: points nearer than this to an outline are near an edge
 
 
 @dataclass(frozen=True)
@@ -139,20 +140,21 @@ class _Shot:
             if free.sum() >= self.points:
                 return xy, frame, free
 
-    def near_edges(
+    def near(
         self,
         frame: Tensor,  # [F]
         xy: Tensor,  # [F, P, 2] pixels
-        seen: Callable[[Tensor], Tensor],  # [F, P, 2] -> [F, P], which thing the scene shows there
+        seen: Tensor,  # [F, P] what the scene shows there
+        look: Callable[[Tensor], Tensor],  # gives that for any positions
     ) -> Tensor | None:  # [F * P] bool
-        """Which positions have something else, or a cover, close by; None where the clip does not ask for it."""
+        """Which positions are near edges; None where the clip does not ask for it."""
         if not (self.variety.edges and chance(self.generator, self.variety.edges)):  # no draw where there are none
             return None
-        here, near = seen(xy), torch.zeros(xy.shape[:2], dtype=torch.bool)
-        for side in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
-            beside = xy + NEAR * max(self.size) / 2**0.5 * torch.tensor(side)
-            near |= (seen(beside) != here) | hidden(self.covers, frame, beside)
-        return near.flatten()
+
+        def look_again(positions: Tensor) -> Tensor:
+            return torch.where(hidden(self.covers, frame, positions), -1, look(positions))
+
+        return near_edges(xy, seen, look_again, EDGE * max(self.size)).flatten()
 
     def choose(self, moving: Tensor, near: Tensor | None, free: Tensor) -> Tensor:  # [F * P] each -> [points] indices
         index = free.nonzero().flatten()
@@ -168,7 +170,7 @@ def _raycast(shot: _Shot) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # video, tr
     xy, frame, free = shot.candidates()
     view = world.frames(frame)
     solid, unit, _ = raycast.surface_points(view, xy)
-    near = shot.near_edges(frame, xy, lambda positions: raycast.surface_points(view, positions)[0])
+    near = shot.near(frame, xy, solid, lambda positions: raycast.surface_points(view, positions)[0])
     solid, unit = solid.flatten(), unit.flatten(0, 1)
     chosen = shot.choose(world.is_moving[solid], near, free)
     solid, unit = solid[chosen], unit[chosen]
@@ -186,13 +188,24 @@ def _layers(shot: _Shot) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # video, tra
     xy, frame, free = shot.candidates()
     view = stack.frames(frame)
     layer, x, y = layers.topmost(view, xy.transpose(1, 2))
-    near = shot.near_edges(frame, xy, lambda positions: layers.topmost(view, positions.transpose(1, 2))[0])
+    near = shot.near(frame, xy, layer, lambda positions: layers.topmost(view, positions.transpose(1, 2))[0])
     layer, place = layer.flatten(), torch.stack((x, y), dim=-1).flatten(0, 1)
     chosen = shot.choose(stack.is_moving[layer], near, free)
     layer, place = layer[chosen], place[chosen]
     tracks = layers.from_layer(stack, layer, place)
     visible = layers.sees(stack, layer, tracks)
     return layers.render(stack, materials, gain, shot.device), tracks, visible, stack.is_moving[layer]
+
+
+def near_edges(
+    xy: Tensor,  # [F, P, 2] pixels
+    seen: Tensor,  # [F, P] what is there
+    look: Callable[[Tensor], Tensor],  # gives that for any positions
+    distance: float,
+) -> Tensor:  # [F, P] bool
+    """Whether something else is at that distance along one of the two diagonals."""
+    sides = itertools.product((1, -1), repeat=2)
+    return torch.stack([look(xy + distance / 2**0.5 * xy.new_tensor(side)) != seen for side in sides]).any(dim=0)
 
 
 def choose(

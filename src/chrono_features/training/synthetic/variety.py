@@ -15,8 +15,8 @@ class Variety:
         shake: It shakes.
         jump: From some frame on it looks elsewhere, turned and zoomed: up to half a picture away. Not part of the usual
             mix.
-        edges: Half of its points, of the moving and of the others, are near an outline, of a thing or of a cover. Not
-            part of the usual mix.
+        edges: Half of its points, of the moving and of the others, are near an outline of a thing, a part or a cover in
+            the frame that they are drawn from. Not part of the usual mix.
         creature: There is a body with jointed limbs, some of them thin.
         covers: Pictures are pasted over the video and taken away again.
         blackout: Some frames show something else, where there are three or more.
