@@ -103,11 +103,11 @@ def _refined(
             if not len(n):
                 continue
             estimate, turned = estimates[n, t], warp[n]
-            plain = patches.correlation(t, n, estimate, turned)
-            best = patches.align(t, n, estimate, turned)
-            other = patches.align(t, n, follow(last[n], t - step, t), turned)
+            carried = follow(last[n], t - step, t)
+            found, plain = patches.align(t, n, torch.stack([estimate, carried], dim=1), turned)
+            best, other = found.start(0), found.start(1)
             wins = trusted[n] & (other.correlation > CARRIED) & (other.correlation > best.correlation)
-            best = best.where(~wins, other)
+            best, plain = best.where(~wins, other), plain[:, 0]
             accepted = (best.correlation >= LEAST) & (best.correlation >= plain)
             last[n] = torch.where(accepted[:, None], best.xy, estimate)
             xy[n, t], moved[n, t] = last[n], accepted
@@ -141,17 +141,21 @@ class _Follower:
 class _Alignment(NamedTuple):
     """Where patches came to lie, turned and scaled how, and how well they fit."""
 
-    xy: Tensor  # (n, 2)
-    warp: Tensor  # (n, 2, 2)
-    correlation: Tensor  # (n,) -1 to 1
+    xy: Tensor  # (..., 2)
+    warp: Tensor  # (..., 2, 2)
+    correlation: Tensor  # (...) -1 to 1
 
     def where(self, kept: Tensor, other: _Alignment) -> _Alignment:
         """These where `kept`, else the others."""
         return _Alignment(
-            torch.where(kept[:, None], self.xy, other.xy),
-            torch.where(kept[:, None, None], self.warp, other.warp),
+            torch.where(kept[..., None], self.xy, other.xy),
+            torch.where(kept[..., None, None], self.warp, other.warp),
             torch.where(kept, self.correlation, other.correlation),
         )
+
+    def start(self, s: int) -> _Alignment:
+        """Those from one of several starts, the second dimension."""
+        return _Alignment(self.xy[:, s], self.warp[:, s], self.correlation[:, s])
 
 
 class _Patches:
@@ -167,50 +171,57 @@ class _Patches:
     ) -> None:
         self.grey, self.frames, self.centres = grey, queries[:, 0].long(), queries[:, 1:]
         side = torch.arange(-HALF, HALF + 1).to(grey)
-        self.offsets = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).flatten(0, 1)  # (P, 2)
-        weights = torch.exp(-self.offsets.square().sum(-1) / (2 * (0.7 * HALF) ** 2))
+        across, down = (part.flatten() for part in torch.meshgrid(side, side, indexing="xy"))
+        self.cells = torch.stack([across, down])  # (2, P)
+        weights = torch.exp(-(across.square() + down.square()) / (2 * (0.7 * HALF) ** 2))
         self.weights = weights / weights.sum()
         x, y = grey.new_tensor([0.5, 0.0]), grey.new_tensor([0.0, 0.5])
         self.values, spread = self._normalised(self._in_own_frames(self.centres))
         slope_x = (self._in_own_frames(self.centres + x) - self._in_own_frames(self.centres - x)) / spread
         slope_y = (self._in_own_frames(self.centres + y) - self._in_own_frames(self.centres - y)) / spread
-        across, down = self.offsets.T
         shift, light = [slope_x, slope_y], [self.values, torch.ones_like(self.values)]
         affine = [slope_x * across, slope_x * down, slope_y * across, slope_y * down]
         self.shift_solver = self._solver([*shift, *light], [1e-2] * 2 + [1e-3] * 2)
         self.affine_solver = self._solver([*shift, *affine, *light], [1e-2] * 2 + [1.0] * 4 + [1e-3] * 2)
 
-    def align(self, t: int, n: Tensor, start: Tensor, warp: Tensor) -> _Alignment:
-        """Patches `n` in frame t, from a start (n, 2) and a warp (n, 2, 2); the best fit on the way.
+    def align(
+        self,
+        t: int,
+        n: Tensor,  # (n,)
+        starts: Tensor,  # (n, S, 2)
+        warp: Tensor,  # (n, 2, 2)
+    ) -> tuple[_Alignment, Tensor]:
+        """Patches `n` in frame t, from each of S starts and a warp: the best fit on the way, and the fit at the starts.
 
         One that is led far away from its start has lost its hold: correlation -1.
         """
-        xy, error, fit = start, *self._compare(t, n, start, warp)
-        best = _Alignment(xy, warp, fit)
+        own, solvers = self.values[n, None], (self.shift_solver[n], self.affine_solver[n])
+        xy, warp = starts, warp[:, None].expand(*starts.shape, 2)
+        error, plain = self._compare(t, own, xy, warp)
+        best = _Alignment(xy, warp, plain)
         for step in range(SHIFT_STEPS + AFFINE_STEPS):
-            solver = self.shift_solver if step < SHIFT_STEPS else self.affine_solver
-            change = (solver[n] @ error[..., None])[..., 0]
+            change = error @ solvers[step >= SHIFT_STEPS].transpose(1, 2)
             if step >= SHIFT_STEPS:
-                turn = torch.eye(2).to(warp) + change[:, 2:6].unflatten(1, (2, 2)).clamp(-0.2, 0.2)
-                warp = warp @ torch.linalg.inv(turn)
-            xy = xy - (warp @ change[:, :2, None].clamp(-LONGEST_STEP, LONGEST_STEP))[..., 0]
-            error, fit = self._compare(t, n, xy, warp)
+                warp = _undone(warp, change[..., 2:6].unflatten(-1, (2, 2)).clamp(-0.2, 0.2))
+            xy = xy - (warp @ change[..., :2, None].clamp(-LONGEST_STEP, LONGEST_STEP))[..., 0]
+            error, fit = self._compare(t, own, xy, warp)
             best = best.where(best.correlation >= fit, _Alignment(xy, warp, fit))
-        held = (best.xy - start).norm(dim=-1) <= REACH
-        return best._replace(correlation=best.correlation.where(held, -torch.ones_like(fit)))
+        held = (best.xy - starts).norm(dim=-1) <= REACH
+        return best._replace(correlation=best.correlation.where(held, -torch.ones_like(fit))), plain
 
-    def correlation(self, t: int, n: Tensor, xy: Tensor, warp: Tensor) -> Tensor:  # (n,)
-        """How well patches `n` fit at given positions."""
-        return self._compare(t, n, xy, warp)[1]
-
-    def _compare(self, t: int, n: Tensor, xy: Tensor, warp: Tensor) -> tuple[Tensor, Tensor]:
-        """Differences (n, P) and correlations (n,)."""
-        values, _ = self._normalised(self._sample(t, xy, warp))
-        own = self.values[n]
+    def _compare(
+        self,
+        t: int,
+        own: Tensor,  # (n, 1, P)
+        xy: Tensor,  # (n, S, 2)
+        warp: Tensor,  # (n, S, 2, 2)
+    ) -> tuple[Tensor, Tensor]:
+        """Differences (n, S, P) from a query's patch, and correlations (n, S) with it."""
+        values, _ = self._normalised(self._sample(t, xy.flatten(0, 1), warp.flatten(0, 1)).unflatten(0, xy.shape[:2]))
         return values - own, (values * own * self.weights).sum(-1)
 
     def _in_own_frames(self, xy: Tensor) -> Tensor:  # (N, 2) -> (N, P)
-        values = xy.new_empty(len(xy), len(self.offsets))
+        values = xy.new_empty(len(xy), self.cells.shape[1])
         for t in self.frames.unique().tolist():
             n = (self.frames == t).nonzero()[:, 0]
             values[n] = self._sample(t, xy[n], torch.eye(2).to(xy).expand(len(n), 2, 2))
@@ -223,11 +234,13 @@ class _Patches:
         warp: Tensor,  # (n, 2, 2)
     ) -> Tensor:  # (n, P)
         height, width = self.grey.shape[-2:]
-        places = self.offsets @ warp.transpose(1, 2) + xy[:, None]
-        places = places * places.new_tensor([2 / width, 2 / height]) - 1
+        scale = xy.new_tensor([2 / width, 2 / height])
+        middle = (xy * scale - 1).flatten()[:, None]  # not part of the product, which may be in TF32
+        places = torch.addmm(middle, (warp * scale[:, None]).flatten(0, 1), self.cells)  # one product for all patches
+        places = places.unflatten(0, (len(xy), 2)).transpose(1, 2)
         return F.grid_sample(self.grey[t][None], places[None], padding_mode="border", align_corners=False)[0, 0]
 
-    def _normalised(self, values: Tensor) -> tuple[Tensor, Tensor]:  # (n, P) -> (n, P), (n, 1)
+    def _normalised(self, values: Tensor) -> tuple[Tensor, Tensor]:  # (..., P) -> (..., P), (..., 1)
         centred = values - (values * self.weights).sum(-1, keepdim=True)
         spread = (centred.square() * self.weights).sum(-1, keepdim=True).sqrt().clamp(min=FLAT)
         return centred / spread, spread
@@ -238,6 +251,16 @@ class _Patches:
         weighted = jacobian * self.weights[:, None]
         normal = jacobian.transpose(1, 2) @ weighted + torch.diag(jacobian.new_tensor(damping))
         return torch.linalg.solve(normal, weighted.transpose(1, 2))
+
+
+def _undone(
+    warp: Tensor,  # (..., 2, 2)
+    turn: Tensor,  # (..., 2, 2), by how much it differs from the identity
+) -> Tensor:
+    """warp @ inverse(1 + turn); in closed form, for the general inverse makes a GPU wait at every step."""
+    a, b, c, d = (turn + torch.eye(2).to(turn)).flatten(-2).unbind(-1)
+    adjugate = torch.stack([d, -b, -c, a], dim=-1).unflatten(-1, (2, 2))
+    return warp @ (adjugate / (a * d - b * c)[..., None, None])
 
 
 def _grey_frames(
