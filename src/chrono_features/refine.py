@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_features, check_queries, check_video, check_xy
+from .ops.matching import sample_features
 from .tracking import soft_argmax_track
 from .tracks import Tracks
 
@@ -131,11 +132,15 @@ class _Follower:
         before: int,
         after: int,
     ) -> Tensor:  # (N, 2)
-        inside = torch.minimum(xy.clamp(min=0), xy.new_tensor([self.size[1], self.size[0]]))
-        queries = F.pad(inside, (1, 0))[None]  # on the first of two frames
-        pair = self.features[:, [before, after]]
-        found = soft_argmax_track(pair, queries, self.size, temperature=self.temperature, radius=self.radius)
-        return found.xy[0, :, 1].to(xy)
+        rows, columns = self.features.shape[-2:]
+        cells = xy * xy.new_tensor([columns / self.size[1], rows / self.size[0]])
+        frame = torch.full_like(xy[:, 0], before, dtype=torch.long)
+        own = sample_features(self.features[0], frame, cells, xy.dtype)[None]
+        there = self.features[:, after : after + 1]
+        found = soft_argmax_track(
+            there, image_size=self.size, query_features=own, temperature=self.temperature, radius=self.radius
+        )
+        return found.xy[0, :, 0].to(xy)
 
 
 class _Alignment(NamedTuple):
