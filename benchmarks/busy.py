@@ -57,7 +57,12 @@ def measure(repeats: int) -> list[harness.Row]:
 
 def main() -> None:
     args = harness.parser(__doc__).parse_args()
-    harness.report("busy", "cpu", {f"{FRAMES} frames at 256 x 256, 256 tracks refined, confidence, float32": measure(args.repeats)}, args.out)
+    harness.report(
+        "busy",
+        "cpu",
+        {f"{FRAMES} frames at 256 x 256, 256 tracks refined, confidence, float32": measure(args.repeats)},
+        args.out,
+    )
 
 
 if __name__ == "__main__":

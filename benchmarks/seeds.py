@@ -40,7 +40,7 @@ SHORT = dataclasses.replace(
     visibility=dataclasses.replace(TINY.visibility, steps=40, size=SIZE, grid=GRID),
 )
 NEXT_CLIPS = dataclasses.replace(
-    CLIPS, gap=(0.1, CLIPS.gap[1]), variety=dataclasses.replace(CLIPS.variety, grain=0.3, jump=0.25, edges=0.5)
+    CLIPS, gap=(0.1, CLIPS.gap[1]), variety=dataclasses.replace(CLIPS.variety, grain=0.3, jump=0.25)
 )
 NEXT = dataclasses.replace(TINY, config=TINY.config.replace(adapter_stride=1), stages=(FRAMES, NEXT_CLIPS))
 TWIN = dataclasses.replace(
