@@ -6,7 +6,7 @@ noise, which is another in every frame; scored at several strengths of it. *twin
 as it is and with a window of one frame, on fast clips with long occlusions. *mixes*: a model goes on with all its
 weights on clips that hold more than the recipe's, each row on one thing more than the first.
 All of one table train for as many steps (those of *time* and *twin* on the same clips), and are scored on held-out
-clips; *scenes* and *mixes* also on the data of `--data`, to see what carries over; nothing is chosen by it.
+clips; *scenes* and *mixes* also on the data of `--data`, to see what carries over.
 """
 
 from __future__ import annotations
