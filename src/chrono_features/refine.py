@@ -29,7 +29,6 @@ LEAST = 0.5  # correlation below which the soft-argmax estimate stands
 SURE = 0.85  # correlation from which on the patch's turn and scale are carried to the next frame
 CARRIED = 0.7  # correlation that the start carried over from the frame before needs to be taken
 LARGEST_ZOOM = 8.0  # in area
-ROUNDING = 1e-6  # of a correlation: a step that gains less does not count
 FLAT = 2e-3  # standard deviation of the grey values of a patch below which it counts as noise
 GREY = (0.299, 0.587, 0.114)
 FRAMES_TOGETHER = 16
@@ -206,12 +205,13 @@ class _Patches:
         error, plain = self._compare(t, own, xy, warp)
         best = _Alignment(xy, warp, plain)
         for step in range(SHIFT_STEPS + AFFINE_STEPS):
-            change = error @ solvers[step >= SHIFT_STEPS].transpose(1, 2)
+            # no matrix product: that rounds one query alone otherwise than many together
+            change = (error[:, :, None] * solvers[step >= SHIFT_STEPS][:, None]).sum(-1)
             if step >= SHIFT_STEPS:
                 warp = _undone(warp, change[..., 2:6].unflatten(-1, (2, 2)).clamp(-0.2, 0.2))
             xy = xy - (warp @ change[..., :2, None].clamp(-LONGEST_STEP, LONGEST_STEP))[..., 0]
             error, fit = self._compare(t, own, xy, warp)
-            best = best.where(best.correlation >= fit - ROUNDING, _Alignment(xy, warp, fit))
+            best = best.where(best.correlation >= fit, _Alignment(xy, warp, fit))
         held = (best.xy - starts).norm(dim=-1) <= REACH
         return best._replace(correlation=best.correlation.where(held, -torch.ones_like(fit))), plain
 
