@@ -185,6 +185,41 @@ def test_reset_forgets(model, clip):
     torch.testing.assert_close(run(stream, video)[0], network(video, (4, 6)), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("options", [{"norm": "token", "window": (2, 1), "neck": "x2"}, {"window": (1, 2)}], ids=str)
+@pytest.mark.parametrize("method", ["embed", "run_block", "with_patches", "read_out"])
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+@torch.no_grad()
+def test_a_call_that_fails_can_be_made_again(model, clip, monkeypatch, options, method, kind):
+    network, video = model(**options), clip(2, 7).double()
+    stream = network.stream(network.calibrate(video) if "norm" not in options else None)
+    whole, _ = run(stream, video, (2, 1))
+    original, left = getattr(network, method), [0]
+
+    def failing(*args):
+        left[0] -= 1
+        if not left[0]:
+            raise kind("by the test")
+        return original(*args)
+
+    monkeypatch.setattr(network, method, failing, raising=True)
+
+    def until_it_works(call, *args):
+        done = None
+        while done is None:  # fails at every place, one after the other
+            left[0] = at = fails[-1] + 1
+            try:
+                done = call(*args)
+            except kind:
+                fails.append(at)
+        fails.append(0)
+        return done
+
+    fails = [0]
+    out = [until_it_works(stream, part) for part in (video[:, :2], video[:, 2:3], video[:, 3:5], video[:, 5:])]
+    out.append(until_it_works(stream.flush))
+    assert torch.equal(torch.cat(out, dim=1), whole) and sum(fails) > 2
+
+
 @pytest.mark.parametrize("mixer", ["attention", "conv1d"])
 @torch.no_grad()
 def test_a_forced_causal_stream_knows_no_future(model, clip, mixer):

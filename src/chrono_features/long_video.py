@@ -8,12 +8,14 @@ whole clip.
 
 from __future__ import annotations
 
+import copy
 import math
 import mmap
 import os
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +38,7 @@ class FeatureStream:
 
     A frame's features come `delay` frames later, when the frames after it in the windows of all adapters are known.
     They are the features of the whole clip: exactly with `norm="token"`, and with `norm="clip"` if `stats` are the
-    clip's own.
+    clip's own. A call that raises, or is interrupted, leaves the stream as it was: it can be made again.
 
     Args:
         model: The model.
@@ -101,10 +103,11 @@ class FeatureStream:
             raise ValueError(
                 f"frames of shape {tuple(frames.shape)}; expected B={self._batch}, as of earlier frames or stats"
             )
-        self._batch = len(frames)
-        parts = frames.to(self._model.device).split(1 if self._one_by_one else frames.shape[1], dim=1)
-        ready = [self._advance(*self._model.embed(part, self._grid)) for part in parts]
-        return ready[0] if len(ready) == 1 else torch.cat(ready, dim=1)
+        with self._all_or_nothing():
+            self._batch = len(frames)
+            parts = frames.to(self._model.device).split(1 if self._one_by_one else frames.shape[1], dim=1)
+            ready = [self._advance(*self._model.embed(part, self._grid)) for part in parts]
+            return ready[0] if len(ready) == 1 else torch.cat(ready, dim=1)
 
     @torch.no_grad()
     def flush(self) -> Tensor:
@@ -112,9 +115,20 @@ class FeatureStream:
         model = self._model
         tokens = model.vit.num_prefix_tokens + self._grid[0] * self._grid[1]
         nothing = torch.empty(self._batch or 1, 0, tokens, model.vit.embed_dim, device=model.device, dtype=model.dtype)
-        features = self._advance(nothing, None, last=True)
+        with self._all_or_nothing():
+            features = self._advance(nothing, None, last=True)
         self.reset()
         return features
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Undoes what a call did before it failed: some stages would have its frames, and others not."""
+        before = {name: stage.copy() for name, stage in self._stages.items()}, self._fine.copy(), self._batch
+        try:
+            yield
+        except BaseException:
+            self._stages, self._fine, self._batch = before
+            raise
 
     def _advance(self, x: Tensor, fine: Tensor | None, last: bool = False) -> Tensor:
         if fine is not None:
@@ -225,6 +239,12 @@ class _Stage:
         self._coarse: Tensor | None = None  # of the last frames that are still in a window
         self._first = self._next = self._end = 0  # frame of `_coarse[:, 0]`; frame to come out; frame to come in
 
+    def copy(self) -> _Stage:
+        """The same frames in a stage of its own; tensors are shared, as none is changed in place."""
+        other = copy.copy(self)
+        other._waiting = self._waiting.copy()
+        return other
+
     def push(
         self,
         x: Tensor,  # (B, n, tokens, C)
@@ -266,6 +286,11 @@ class _FrameQueue:
 
     def __init__(self) -> None:
         self._chunks: deque[Tensor] = deque()
+
+    def copy(self) -> _FrameQueue:
+        other = _FrameQueue()
+        other._chunks = self._chunks.copy()
+        return other
 
     def append(self, chunk: Tensor) -> None:  # (B, n, ...)
         self._chunks.append(chunk)
