@@ -66,7 +66,10 @@ class PickledVideos:
         """Every video's name and its key in the file."""
         contents = self._contents(file)
         if isinstance(contents, dict):
-            names = [(str(key), key) for key in contents]
+            names = [(_name(file, key), key) for key in contents]
+            if len(dict(names)) < len(names):
+                twice = next(name for name, key in names if isinstance(key, int) and name in contents)
+                raise ValueError(f"{file}: keys {twice!r} and {twice}; expected one video of that name")
         else:
             names = [(f"{index:04}", index) for index in range(len(contents))]
         return [(f"{file.stem}/{name}", key) for name, key in names] if self.shards else names
@@ -100,6 +103,16 @@ class PickledVideos:
         frames, native = stacked(_pictures(where, video), self.size)
         tolerance = TOLERANCE + self.slack / np.array(native[::-1])
         return labelled(name, group, frames, points, occluded.astype(bool), valid.astype(bool), tolerance)
+
+
+def _name(file: Path, key: str | int) -> str:
+    """A video's name; ValueError unless results can hold it."""
+    name = str(key)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{file}: key {key!r}; expected text that UTF-8 can hold") from error
+    return name
 
 
 def _pictures(where: str, video: Sequence[Any] | NDArray[Any]) -> Iterator[NDArray[np.uint8]]:
