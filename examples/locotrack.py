@@ -1,7 +1,7 @@
 """Trains LocoTrack on its own ResNet or on Chrono features, on the same clips for as many steps, and compares them.
 
     git clone https://github.com/cvlab-kaist/locotrack
-    pip install 'chrono-features[train,eval]'
+    pip install '.[train,eval]'     # in a clone of the chrono-features repository
     python examples/locotrack.py train runs/own --features own --checkout locotrack
     python examples/locotrack.py train runs/chrono --features chrono-tiny --checkout locotrack
     python examples/locotrack.py evaluate runs/own runs/chrono --checkout locotrack --data davis=tapvid_davis.pkl

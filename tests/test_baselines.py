@@ -1,4 +1,5 @@
 import copy
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from chrono_features import ChronoBackbone, Tracks
 from chrono_features.evaluation import baselines
 from chrono_features.evaluation.baselines import ColourFeatures, PatchFeatures, TimmFeatures, lucas_kanade, static
 from chrono_features.evaluation.contenders import BASELINES, Contender, baseline, from_model, weights_hash
+from chrono_features.extras import how_to_install
 from chrono_features.tracking import soft_argmax_track
 
 timm = pytest.importorskip("timm")
@@ -87,7 +89,7 @@ def test_lucas_kanade_gives_up_on_points_that_are_covered() -> None:
 
 def test_opencv_is_named_where_it_is_missing(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(ImportError, match=r"pip install chrono-features\[eval\]"):
+    with pytest.raises(ImportError, match=re.escape(how_to_install("eval"))):
         lucas_kanade(translating(), QUERIES)
 
 

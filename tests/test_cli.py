@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import chrono_features
 from chrono_features import ChronoBackbone, ChronoConfig, Tracks
 from chrono_features.__main__ import main
+from chrono_features.extras import how_to_install
 from chrono_features.video import read_video, write_video
 
 typer_testing = pytest.importorskip("typer.testing")
@@ -305,6 +306,7 @@ def test_errors_of_the_program_are_not_hidden(clip: Path, monkeypatch: pytest.Mo
         ("av", ["track", "{clip}", "--out", "{folder}/t.npz"], "video"),
         ("PIL.ImageDraw", ["track", "{clip}", "--render", "{folder}/t.mp4"], "video"),
         ("accelerate", ["train", "tiny", "--out", "{folder}/run"], "train"),
+        ("tensorboard", ["train", "tiny", "--out", "{folder}/run"], "train"),
     ],
 )
 def test_missing_extras_are_named(
@@ -312,7 +314,7 @@ def test_missing_extras_are_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     line = refuse(*[a.format(clip=clip, folder=clip.parent) for a in arguments])
-    assert f"pip install chrono-features[{extra}]" in line
+    assert how_to_install(extra) in line
     assert not (clip.parent / "run").exists()
 
 
@@ -323,8 +325,8 @@ def test_missing_cli_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
-    wanted = "chrono-features' command line needs the cli extra: pip install chrono-features[cli]\n"
-    assert capsys.readouterr().err == wanted
+    name = package.partition(".")[0]
+    assert capsys.readouterr().err == f"{name} is missing; expected {how_to_install('cli')}\n"
 
 
 def test_help_and_version_load_nothing_heavy() -> None:
@@ -568,7 +570,7 @@ def test_several_devices_run_the_same_command_again(tmp_path: Path, monkeypatch:
     assert command.relaunched(2, arguments) is None and len(calls) == 1
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    assert "pip install chrono-features[" in refuse(*arguments)
+    assert how_to_install("eval") in refuse(*arguments)
 
 
 def test_processes_share_the_videos_and_the_first_one_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import sys
 import types
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from chrono_features import ChronoBackbone, pretrained
+from chrono_features.extras import how_to_install
 from chrono_features.pretrained import load_authors_checkpoint
 
 REAL_CREATE_MODEL = timm.create_model
@@ -496,7 +498,7 @@ def test_a_failed_download_says_how_to_supply_the_weights(gdown, tmp_path):
 
 def test_a_missing_gdown_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gdown", None)
-    with pytest.raises(ImportError, match=r"pip install chrono-features\[weights\]"):
+    with pytest.raises(ImportError, match=re.escape(how_to_install("weights"))):
         ChronoBackbone.from_pretrained("chrono-vits14", cache_dir=tmp_path)
 
 

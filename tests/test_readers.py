@@ -2,6 +2,7 @@ import csv
 import io
 import os
 import pickle
+import re
 import subprocess
 import sys
 import weakref
@@ -14,6 +15,7 @@ from chrono_features.evaluation import pickled
 from chrono_features.evaluation.data import SIZE, LabelledVideo, MaskedVideo, Unusable
 from chrono_features.evaluation.readers import open_dataset
 from chrono_features.evaluation.unpickling import load_arrays
+from chrono_features.extras import how_to_install
 from chrono_features.video import write_video
 
 Image = pytest.importorskip("PIL.Image")
@@ -740,9 +742,9 @@ def test_missing_extras_are_named(images: Path, monkeypatch: pytest.MonkeyPatch)
     path = table(images, [("clip.mp4", 0, 0, 1, 1, 1)])
     monkeypatch.setitem(sys.modules, "av", None)
     (entry,) = open_dataset("csv", path)
-    with pytest.raises(ImportError, match=r"av is missing.*pip install chrono-features\[eval\]"):
+    with pytest.raises(ImportError, match=re.escape(f"av is missing; expected {how_to_install('eval')}")):
         entry.load()
     path = write(images / "davis.pkl", {"goat": item()})
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(ImportError, match=r"PIL is missing.*pip install chrono-features\[eval\]"):
+    with pytest.raises(ImportError, match=re.escape(f"PIL is missing; expected {how_to_install('eval')}")):
         load_all("davis", path)

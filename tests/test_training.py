@@ -3,6 +3,7 @@ import functools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 pytest.importorskip("accelerate")
 
 from chrono_features import ChronoBackbone, ChronoConfig, grid_queries
+from chrono_features.extras import how_to_install
 from chrono_features.training import RECIPES, Recipe, Stage, data, loop, train
 from chrono_features.training.augment import augment_colour
 from chrono_features.training.data import VALIDATION_SEED, SyntheticBatches, draw_queries
@@ -566,5 +568,5 @@ def test_recipes_with_a_model_build_it(name):
 
 def test_a_missing_accelerate_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "accelerate", None)
-    with pytest.raises(ImportError, match=r"pip install chrono-features\[train\]"):
+    with pytest.raises(ImportError, match=re.escape(how_to_install("train"))):
         train("tiny", tmp_path)

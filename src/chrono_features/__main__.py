@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 
+from .extras import MissingExtra, require
+
 
 def main() -> None:
     """Runs the command line, or says what it needs."""
     try:
-        from .cli import app
-    except ImportError as error:
-        if (error.name or "").split(".")[0] not in ("typer", "rich"):
-            raise
-        print("chrono-features' command line needs the cli extra: pip install chrono-features[cli]", file=sys.stderr)
+        for module in ("typer", "rich.progress"):
+            require(module, "cli")
+    except MissingExtra as error:
+        print(error, file=sys.stderr)
         sys.exit(2)
+    from .cli import app
+
     app()
 
 

@@ -30,6 +30,8 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from .extras import MissingExtra
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -47,10 +49,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError, ImportError) as error:
-            # An import that fails for any other reason than a missing extra is a defect.
-            theirs = not isinstance(error, ImportError) or "pip install chrono-features[" in str(error)
-            if ctx.params.get("traceback") or not theirs:
+        except (ValueError, OSError, MissingExtra) as error:  # any other import that fails is a defect
+            if ctx.params.get("traceback"):
                 raise
             Console(stderr=True).print(Text(" ".join(str(error).split()), "red"), soft_wrap=True)
             raise typer.Exit(2) from error

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .backbone import ChronoBackbone
 from .config import ChronoConfig, check_grid
+from .extras import MissingExtra, require
 from .files import folder_beside
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -279,11 +280,9 @@ def _fetch_authors(
     if local_files_only or constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(f"{by_hand} (not fetched: offline mode)")
     try:
-        import gdown
-    except ImportError as error:
-        raise ImportError(
-            f"fetching the authors' weights needs gdown: pip install chrono-features[weights]. Or: {by_hand}"
-        ) from error
+        gdown = require("gdown", "weights")
+    except MissingExtra as error:
+        raise MissingExtra(f"{error}. Or: {by_hand}") from error
     with FileLock(cache / f"{name}.lock"):
         if (folder / WEIGHTS_FILE).is_file() and not force_download:
             return folder  # another process was faster
@@ -406,7 +405,10 @@ _MODEL_CARD = """---
 library_name: chrono-features
 tags: [point-tracking, video, feature-extraction]
 ---
-Dense video features that know about time, for the Python library chrono-features:
+Dense video features that know about time, for the Python library chrono-features. Install it from a clone of its
+repository; the package called `chrono-features` on PyPI is another project:
+
+    pip install .
 
     from chrono_features import ChronoBackbone
     model = ChronoBackbone.from_pretrained("this folder or repository")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 import os
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .extras import MissingExtra, how_to_install, require
 from .files import write_beside
 
 DEFAULT_FPS = 24.0  # of a folder of images, and of the rare file that tells no rate
@@ -145,9 +145,9 @@ def write_video(
         raise ValueError(f"path={str(path)!r}; expected a name that ends in {', '.join(VIDEO_FORMATS)}")
     if not (isinstance(fps, (int, float)) and math.isfinite(fps) and fps > 0):
         raise ValueError(f"fps={fps!r}; expected a number above 0")
-    av = video_extra("av")
+    av = require("av", "video")
     if "libx264" not in av.codecs_available:
-        raise ImportError("this PyAV was built without libx264; the one of pip install chrono-features[video] has it")
+        raise MissingExtra(f"this PyAV was built without libx264; expected a wheel of {how_to_install('video')}")
     arrays = map(_to_array, itertools.count(), frames)
     with write_beside(path) as file, av.open(file, "w", format=VIDEO_FORMATS[path.suffix.lower()]) as container:
         first = next(arrays, None)
@@ -166,21 +166,6 @@ def write_video(
             picture = av.VideoFrame.from_ndarray(array, format="rgb24")
             container.mux(stream.encode(picture.reformat(format="yuv420p", dst_colorspace="ITU709")))
         container.mux(stream.encode())
-
-
-def video_extra(module: str) -> Any:
-    """Imports `av` or a part of Pillow only when it is needed.
-
-    Raises:
-        ImportError: It is not installed; the message says how to get it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"{module.split('.')[0]} is missing: reading, writing and drawing videos needs the video extra: "
-            "pip install chrono-features[video]"
-        ) from error
 
 
 def _check_whole(name: str, value: int, least: int) -> None:
@@ -214,7 +199,7 @@ def _images(folder: Path) -> Iterator[Callable[[], np.ndarray]]:
 
 
 def _read_image(path: Path) -> np.ndarray:
-    pil, ops = video_extra("PIL.Image"), video_extra("PIL.ImageOps")
+    pil, ops = require("PIL.Image", "video"), require("PIL.ImageOps", "video")
     try:
         with pil.open(path) as image:
             return np.array(ops.exif_transpose(image).convert("RGB"))
@@ -227,7 +212,7 @@ def _decode(path: Path) -> Iterator[Callable[[], np.ndarray]]:
 
     Frames before a defect come out first, so that whoever stops there never meets it.
     """
-    av = video_extra("av")
+    av = require("av", "video")
     count, end, defect = 0, 0, ""
     with _open(path) as container:
         stream = _video_stream(container, path)
@@ -266,7 +251,7 @@ def _decode(path: Path) -> Iterator[Callable[[], np.ndarray]]:
 
 
 def _open(path: Path) -> Any:
-    av = video_extra("av")
+    av = require("av", "video")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a video")
     try:
@@ -276,7 +261,7 @@ def _open(path: Path) -> Any:
 
 
 def _video_stream(container: Any, path: Path) -> Any:
-    cover_art = video_extra("av.stream").Disposition.attached_pic
+    cover_art = require("av.stream", "video").Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & cover_art]
     if not streams:
         others = sorted({s.type for s in container.streams if s.type != "video"}) or ["nothing"]
@@ -298,7 +283,7 @@ def _flush(stream: Any) -> list[Any]:
     """Frames that the decoder still holds back when its input breaks off."""
     try:
         return stream.codec_context.decode(None)
-    except video_extra("av").error.FFmpegError:
+    except require("av", "video").error.FFmpegError:
         return []
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .video import video_extra
+from .extras import require
 
 if TYPE_CHECKING:
     from .tracks import Tracks
@@ -240,10 +240,10 @@ class Canvas:
     """A picture to draw on in its raster coordinates, with smooth edges; untouched pixels stay exactly as they are."""
 
     def __init__(self, picture: np.ndarray) -> None:
-        image = video_extra("PIL.Image")
+        image = require("PIL.Image", "video")
         small = image.fromarray(picture)
         self.image = small.resize((small.width * SUPERSAMPLING, small.height * SUPERSAMPLING), image.Resampling.NEAREST)
-        self.draw = video_extra("PIL.ImageDraw").Draw(self.image, "RGBA")
+        self.draw = require("PIL.ImageDraw", "video").Draw(self.image, "RGBA")
 
     def line(self, start: Sequence[float], end: Sequence[float], width: float, colour: tuple[int, ...]) -> None:
         points = [tuple(c * SUPERSAMPLING - 0.5 for c in p) for p in (start, end)]
@@ -277,12 +277,12 @@ def _circle(picture: np.ndarray, xy: Sequence[float]) -> np.ndarray:
 
 def _label(text: str, width: int, height: int) -> np.ndarray:
     """A white strip with text at its left, shrunk where it would not fit."""
-    image, font = video_extra("PIL.Image"), video_extra("PIL.ImageFont")
+    image, font = require("PIL.Image", "video"), require("PIL.ImageFont", "video")
     strip = image.new("RGB", (width, height), "white")
     size = 0.7 * height
     length = font.load_default(size).getlength(text)
     letters = font.load_default(max(6, size * min(1, (width - height / 2) / max(length, 1))))
-    video_extra("PIL.ImageDraw").Draw(strip).text((height / 4, height / 2), text, "black", letters, anchor="lm")
+    require("PIL.ImageDraw", "video").Draw(strip).text((height / 4, height / 2), text, "black", letters, anchor="lm")
     return np.asarray(strip)
 
 

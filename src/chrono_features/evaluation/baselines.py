@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..config import ChronoConfig, check_grid
+from ..extras import require
 from ..frames import PIXELS, cell_colours, prepare_frames
 from ..tracks import Tracks
 
@@ -42,10 +43,7 @@ def lucas_kanade(
     Raises:
         ImportError: OpenCV is missing.
     """
-    try:
-        import cv2
-    except ImportError as error:
-        raise ImportError("Lucas-Kanade needs OpenCV: pip install chrono-features[eval]") from error
+    cv2 = require("cv2", "eval")
     xy = queries[:, :, None, 1:].repeat(1, 1, video.shape[1], 1).float().cpu().numpy()
     visible = np.ones(xy.shape[:3], bool)
     for b, clip in enumerate(video.cpu().permute(0, 1, 3, 4, 2).contiguous().numpy()):
@@ -68,7 +66,7 @@ def _flow(
     xy: NDArray[np.float32],  # (N, 2)
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Where points go, and whether they come back."""
-    import cv2
+    cv2 = require("cv2", "eval")
 
     start = np.ascontiguousarray(xy - 0.5)[:, None]  # OpenCV counts from pixel centres
     flow: Any = cv2.calcOpticalFlowPyrLK

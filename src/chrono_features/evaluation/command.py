@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..backbone import ChronoBackbone
+from ..extras import require
 from ..pretrained import check_name
 from .contenders import Contender, baseline, from_model
 from .data import SIZE, Dataset, Entry, LabelledVideo
@@ -93,10 +94,7 @@ def relaunched(devices: int | None, arguments: Sequence[str]) -> int | None:
         return None
     if devices < 1:
         raise ValueError(f"devices={devices}; expected a positive whole number")
-    try:
-        import accelerate  # noqa: F401
-    except ImportError as error:
-        raise ImportError("several devices need accelerate: pip install chrono-features[eval]") from error
+    require("accelerate", "eval")
     # Accelerate's own launcher starts one process where there are no GPUs, and heeds a configuration of the user's.
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
     return subprocess.run([*launch, "-m", "chrono_features", *arguments]).returncode
@@ -193,10 +191,8 @@ def _share() -> tuple[int, int, Callable[[], object]]:
     """This process's number, how many there are, and how to wait for the others."""
     if "WORLD_SIZE" not in os.environ:
         return 0, 1, lambda: None
-    from accelerate import PartialState
-
     # On the CPU, for GPUs too: nothing is exchanged, and who is done waits for as long as the others take.
-    state = PartialState(cpu=True, timeout=timedelta(days=7))
+    state = require("accelerate", "eval").PartialState(cpu=True, timeout=timedelta(days=7))
     return state.process_index, state.num_processes, state.wait_for_everyone
 
 

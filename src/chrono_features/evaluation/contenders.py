@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..backbone import ChronoBackbone
 from ..confidence import confidence_weights
+from ..extras import require
 from ..tracking import soft_argmax_track
 from ..tracks import Tracks
 from .baselines import ColourFeatures, PatchFeatures, TimmFeatures, lucas_kanade, static
-from .frames import eval_extra
 
 Tracker = Callable[[Tensor, Tensor], Tracks]  # video (B, T, 3, H, W) uint8, queries (B, N, 3) -> tracks of B clips
 PAPER_SIDE = 896  # pixels: the authors' network sees 64 x 64 patches of 14
@@ -136,7 +136,7 @@ def baseline(name: str, grid: tuple[int, int] = (64, 64), device: torch.device |
     if name == "static":
         return from_tracker(name, static)
     if name == "lucas-kanade":
-        return from_tracker(name, lucas_kanade, opencv=eval_extra("cv2").__version__)
+        return from_tracker(name, lucas_kanade, opencv=require("cv2", "eval").__version__)
     if name == "patch":
         return _from_features(name, PatchFeatures(grid=grid))
     if name == "colour":

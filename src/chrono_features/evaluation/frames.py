@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..video import iter_frames, video_extra
+from ..extras import require
+from ..video import iter_frames
 from .data import LabelledVideo, Unusable
 
 Size = tuple[int, int]  # (height, width)
@@ -49,7 +50,7 @@ def labelled(
 
 def stacked(pictures: Iterable[NDArray[np.uint8]], size: Size | None) -> tuple[Tensor, Size]:
     """The frames at `size`, (T, 3, H, W), and the (height, width) that they had."""
-    pil = eval_extra("PIL.Image")
+    pil = require("PIL.Image", "eval")
     # A bytearray grows in place: the clip is held once, and one frame of full size beside it.
     data, shapes = bytearray(), []
     for picture in pictures:
@@ -66,7 +67,7 @@ def stacked(pictures: Iterable[NDArray[np.uint8]], size: Size | None) -> tuple[T
 
 def read_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
     """Frames (H, W, 3) of a video file or of a folder of images."""
-    eval_extra("av" if path.is_file() else "PIL.Image")
+    require("av" if path.is_file() else "PIL.Image", "eval")
     try:
         for frame in iter_frames(path):
             yield frame.permute(1, 2, 0).numpy()
@@ -76,7 +77,7 @@ def read_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
 
 def decoded(source: io.BytesIO | Path, what: str) -> Any:
     """A whole picture of Pillow's; `what` names it where it does not decode."""
-    pil = eval_extra("PIL.Image")
+    pil = require("PIL.Image", "eval")
     try:
         image = pil.open(source)
         image.load()
@@ -93,12 +94,3 @@ def files_of(path: Path) -> list[Path]:
 def extent(files: Sequence[Path]) -> dict[str, int | str]:
     """A fingerprint of files that are not read for it."""
     return {"files": len(files), "bytes": sum(file.stat().st_size for file in files)}
-
-
-def eval_extra(module: str) -> Any:
-    """A module that data sets need; ImportError says how to get it."""
-    try:
-        return video_extra(module)
-    except ImportError as error:
-        name = module.split(".")[0]
-        raise ImportError(f"{name} is missing; data sets need it: pip install chrono-features[eval]") from error

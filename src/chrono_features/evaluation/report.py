@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..extras import require
 from ..files import write_beside
-from ..video import video_extra, write_video
+from ..video import write_video
 from ..viz import Canvas
 from .charts import (
     STYLE,
@@ -346,7 +347,7 @@ def draw_clip(video: LabelledVideo, track: Mapping[str, Any], frames: Iterable[i
     Returns:
         An iterator over pictures (h, w, 3) uint8, the longer side 320 pixels, faded under the marks.
     """
-    image, font = video_extra("PIL.Image"), video_extra("PIL.ImageFont").load_default(26)
+    image, font = require("PIL.Image", "eval"), require("PIL.ImageFont", "eval").load_default(26)
     height, width = video.frames.shape[2:]
     scale = CLIP_SIDE / max(height, width)
     size = round(width * scale), round(height * scale)

@@ -20,6 +20,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from ..extras import require
 from ..training.synthetic.draws import chance, integer, log_uniform, uniform, uniforms
 from ..training.synthetic.motion import wander
 from ..training.synthetic.textures import PHOTO_SUFFIXES
@@ -320,14 +321,11 @@ def _view(photograph: Tensor, where: Tensor) -> Tensor:  # [3, h, w], [S * H, S 
 
 
 def _read(path: Path) -> Tensor:  # [3, h, w] float32 in [0, 1]
+    image = require("PIL.Image", "eval")
     try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("reading photographs needs Pillow: pip install chrono-features[eval]") from error
-    try:
-        with Image.open(path) as file:
+        with image.open(path) as file:
             picture = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, image.DecompressionBombError) as error:
         raise Unusable(f"{path} is not read: {error}") from error
     shorter = min(picture.size)
     if shorter < SMALLEST:
@@ -335,5 +333,5 @@ def _read(path: Path) -> Tensor:  # [3, h, w] float32 in [0, 1]
         raise Unusable(f"{path} has {width} x {height} pixels; expected at least {SMALLEST} along the shorter side")
     if shorter > LARGEST:
         width, height = (round(side * LARGEST / shorter) for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+        picture = picture.resize((width, height), image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..adapter import AttentionMixer
 from ..backbone import ChronoBackbone
+from ..extras import require
 from ..files import write_beside
 from ..ops.matching import bilinear_corners
 from ..pretrained import DINOV2_VITS
@@ -159,10 +160,9 @@ def train(
     plan = _resolve(recipe, model, steps)
     if workers is not None and workers < 0:
         raise ValueError(f"workers={workers!r}; expected a whole number from 0, or None")
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise ImportError("training needs accelerate: pip install chrono-features[train]") from error
+    for module in ("tensorboard", "rich.progress"):
+        require(module, "train")
+    Accelerator = require("accelerate", "train").Accelerator
     out = Path(out)
     if mixed_precision is None:
         mixed_precision = "bf16" if torch.cuda.is_available() else "no"
@@ -475,20 +475,6 @@ def _on_host(batch: Any) -> Any:
 
 
 def _progress(enabled: bool) -> Any:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, disable=not enabled)
+    rich = require("rich.progress", "train")
+    done = rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeElapsedColumn(), rich.TimeRemainingColumn()
+    return rich.Progress(rich.TextColumn("{task.description}"), *done, disable=not enabled)

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from ...extras import require
 from .draws import chance, integer, log_uniform, uniform, uniforms
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -31,10 +32,7 @@ def load_textures(folder: str | Path, part: str | None = None) -> Tensor:  # [K,
     """
     if part not in (None, "training", "validation"):
         raise ValueError(f"part={part!r}; expected None, 'training' or 'validation'")
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("reading photographs needs Pillow: pip install chrono-features[train]") from error
+    image = require("PIL.Image", "train")
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(
@@ -54,10 +52,10 @@ def load_textures(folder: str | Path, part: str | None = None) -> Tensor:  # [K,
         paths = [path for i, path in enumerate(paths) if (i % HELD_BACK == HELD_BACK - 1) == (part == "validation")]
     crops = []
     for path in paths:
-        with Image.open(path) as file:
+        with image.open(path) as file:
             photo = file.convert("RGB")
             for box in _square_boxes(*photo.size):
-                crop = photo.resize((PHOTO_SIZE, PHOTO_SIZE), Image.Resampling.LANCZOS, box=box)
+                crop = photo.resize((PHOTO_SIZE, PHOTO_SIZE), image.Resampling.LANCZOS, box=box)
                 crops.append(torch.from_numpy(np.array(crop)).permute(2, 0, 1))
     return torch.stack(crops)
 
