@@ -18,12 +18,11 @@ from chrono_features import ChronoBackbone, ChronoConfig
 from chrono_features.refiners import (
     FeatureProvider,
     features_from,
-    from_cotracker,
+    from_tapir,
     swap_backbone,
     to_cotracker,
+    to_tapir,
     trainable_report,
-    txy_from_tyx,
-    tyx_from_txy,
     unswap_backbone,
 )
 
@@ -41,21 +40,6 @@ def small_chrono(**changes):
     for adapter in model.adapters.values():
         nn.init.normal_(adapter.conv_out.weight, std=0.3)
     return model
-
-
-# --- coordinates ------------------------------------------------------------------------------------------------------
-
-
-def test_the_middle_of_a_pixel_here_and_there():
-    middle_of_the_first = torch.tensor([[0.5, 0.5]])
-    assert to_cotracker(middle_of_the_first).tolist() == [[0.0, 0.0]]
-    assert torch.equal(from_cotracker(to_cotracker(middle_of_the_first)), middle_of_the_first)
-
-
-def test_orders_of_queries():
-    txy = torch.tensor([[3.0, 10.0, 20.0]])
-    assert tyx_from_txy(txy).tolist() == [[3.0, 20.0, 10.0]]
-    assert torch.equal(txy_from_tyx(tyx_from_txy(txy)), txy)
 
 
 # --- features for any tracker -----------------------------------------------------------------------------------------
@@ -583,9 +567,12 @@ def test_the_tracker_itself(which):
     def answer():
         torch.manual_seed(1)
         if which in ("locotrack", "tapir", "bootstapir"):
-            out = tracker(video.movedim(2, -1) * 2 - 1, tyx_from_txy(queries))
+            out = tracker(video.movedim(2, -1) * 2 - 1, to_tapir(queries))
+            if "unrefined_tracks" in out:  # before refinement a query's own position is in its frame
+                start = from_tapir({**out, "tracks": out["unrefined_tracks"][0]})
+                torch.testing.assert_close(start.xy[0, [0, 1], [0, 3]], queries[0, :, 1:], atol=1e-3, rtol=0)
             return out["tracks"], out["occlusion"]
-        return tracker(255 * video, queries)[:2]
+        return tracker(255 * video, to_cotracker(queries))[:2]
 
     with torch.no_grad():
         before = answer()

@@ -3,7 +3,16 @@
 Nothing of a tracker is imported or contained: `swap_backbone` works on the instance that it is given.
 """
 
-from .coordinates import from_cotracker, to_cotracker, txy_from_tyx, tyx_from_txy
+from .coordinates import (
+    from_cotracker,
+    from_locotrack,
+    from_tapir,
+    to_cotracker,
+    to_locotrack,
+    to_tapir,
+    txy_from_tyx,
+    tyx_from_txy,
+)
 from .provider import FeatureProvider
 from .swap import features_from, swap_backbone, trainable_report, unswap_backbone
 
@@ -11,8 +20,12 @@ __all__ = [
     "FeatureProvider",
     "features_from",
     "from_cotracker",
+    "from_locotrack",
+    "from_tapir",
     "swap_backbone",
     "to_cotracker",
+    "to_locotrack",
+    "to_tapir",
     "trainable_report",
     "txy_from_tyx",
     "tyx_from_txy",
