@@ -276,7 +276,7 @@ def test_one_clips_statistics_serve_a_batch(model, clip):
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, True, None])
 def test_bad_chunk_sizes(small_model, clip, value):
-    with pytest.raises(ValueError, match=f"max_frames_in_memory={value!r}; expected a positive whole number"):
+    with pytest.raises(ValueError, match=f"max_frames_in_memory={value!r}; expected a positive integer of frames"):
         small_model()(clip(), max_frames_in_memory=value, offload="cpu")
     with pytest.raises(ValueError, match="max_frames_in_memory"):
         small_model().iter_features(iter(clip()[0]), max_frames_in_memory=value)
@@ -307,7 +307,7 @@ def test_bad_streams(small_model, clip):
     network = small_model()
     for stats in (None, torch.zeros(1, 3, 2), torch.zeros(2, 2)):
         with pytest.raises(
-            ValueError, match=r"stats .*expected what model.calibrate\(video\) returns, \(B or 1, 2, 2\)"
+            ValueError, match=r"stats.*expected what model.calibrate\(video\) returns, \(B or 1, 2, 2\)"
         ):
             network.stream(stats)
     with pytest.raises(ValueError, match="stats given; expected None"):

@@ -217,7 +217,7 @@ def test_bad_features(features, message):
     [
         ((3, 1, 1), "t from 0 to 2"),
         ((-1, 1, 1), "t from 0 to 2"),
-        ((1.5, 1, 1), "whole frame index"),
+        ((1.5, 1, 1), "an integer frame index"),
         ((0, 12.01, 1), "x from 0 to 12 and y from 0 to 10"),
         ((0, -0.01, 1), "x from 0"),
         ((0, 1, 10.01), "y from 0 to 10"),

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import check_choice, check_integer, check_tensor, is_integer, refusal
 from .ops.clip_norm import Moments, normed_conv2d
 from .ops.temporal_attention import EPS, choose_backend, temporal_attention
 
@@ -23,6 +24,9 @@ class TemporalAdapter(nn.Module):
         window: Frames (before, after) that a frame sees.
         mixer: "attention", "conv1d" or "conv3d".
         norm: "clip" (one mean and variance for a whole clip) or "token" (LayerNorm).
+
+    Raises:
+        ValueError: An argument is not as above.
     """
 
     def __init__(
@@ -36,6 +40,14 @@ class TemporalAdapter(nn.Module):
         norm: str = "clip",
     ) -> None:
         super().__init__()
+        for name, value in {"dim": dim, "channels": channels, "heads": heads, "stride": stride}.items():
+            check_integer(name, value, 1)
+        if channels % heads:
+            raise refusal("heads", heads, f"a divisor of channels={channels}")
+        if not isinstance(window, (tuple, list)) or len(window) != 2 or not all(is_integer(n, 0) for n in window):
+            raise refusal("window", window, "two integers (frames before, frames after), 0 or more")
+        check_choice("mixer", mixer, tuple(_MIXERS))
+        check_choice("norm", norm, ("clip", "token"))
         self.stride = stride
         self.norm = nn.LayerNorm(dim, eps=EPS) if norm == "token" else ClipNorm(dim)
         self.conv_in = nn.Conv2d(dim, channels, 3, padding=1)
@@ -57,7 +69,15 @@ class TemporalAdapter(nn.Module):
         self,
         x: Tensor,  # (B, T, h, w, C)
     ) -> Tensor:
-        """Returns (B, T, h, w, C), the tokens with the temporal update added."""
+        """Returns (B, T, h, w, C), the tokens with the temporal update added.
+
+        Raises:
+            ValueError: `x` is not as above.
+        """
+        dim = self.conv_in.in_channels
+        check_tensor("x", x, f"(B, T, h, w, {dim})")
+        if x.ndim != 5 or x.shape[-1] != dim or 0 in x.shape:
+            raise ValueError(f"x of shape {tuple(x.shape)}; expected (B, T, h, w, {dim}), none of them 0")
         return self.up(self.mixer(self.down(x)), x)
 
     def down(

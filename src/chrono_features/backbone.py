@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import long_video, pyramid
 from .adapter import AttentionMixer, TemporalAdapter
-from .checks import check_features, check_queries, check_video
+from .checks import check_choice, check_features, check_flag, check_queries, check_soft_argmax, check_video, refusal
 from .confidence import confidence_weights, with_confidence
 from .config import ChronoConfig, check_grid
 from .frames import prepare_frames
@@ -51,6 +51,9 @@ class ChronoBackbone(
         self, config: ChronoConfig | Mapping[str, Any], pretrained_vit: bool = False, backend: str = "auto"
     ) -> None:
         super().__init__()
+        check_flag("pretrained_vit", pretrained_vit)
+        if not isinstance(config, (ChronoConfig, Mapping)):
+            raise refusal("config", config, "a ChronoConfig or its dictionary")
         self.config = config if isinstance(config, ChronoConfig) else ChronoConfig.from_dict(config)
         self.vit = create_vit(self.config.vit, self.config.vit_kwargs, pretrained_vit)
         dim, patch = self.vit.embed_dim, self.vit.patch_embed.patch_size
@@ -89,6 +92,7 @@ class ChronoBackbone(
 
     def feature_shape(self, grid: tuple[int, int]) -> tuple[int, int, int]:
         """(C, h, w) of the features of a frame at a token grid."""
+        grid = check_grid(grid)
         times = 2 if self.neck is not None else 1
         return self.config.out_channels or self.vit.embed_dim, times * grid[0], times * grid[1]
 
@@ -128,6 +132,7 @@ class ChronoBackbone(
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trades time for memory in training: blocks and adapters are computed again in the backward pass."""
+        check_flag("enable", enable)
         self.grad_checkpointing = enable
 
     def compile(self, **options: Any) -> None:  # type: ignore[override]
@@ -248,14 +253,15 @@ class ChronoBackbone(
             ValueError: An argument is not as above, or the model is not calibrated for a confidence.
         """
         check_video(video)
-        if refine not in (None, "photometric"):
-            raise ValueError(f"refine={refine!r}; expected None or 'photometric'")
+        check_choice("refine", refine, (None, "photometric"))
+        check_flag("confidence", confidence)
         image_size = (video.shape[-2], video.shape[-1])
         queries = check_queries(queries, video.shape[0], video.shape[1], image_size).to(self.device)
         c = self.config
         weights = confidence_weights(c, refine is not None) if confidence else ()
         options = {"temperature": c.temperature, "radius": c.radius, "visibility_head": self.visibility_head, **options}
-        disc = {name: options[name] for name in ("temperature", "radius")}
+        temperature, radius = check_soft_argmax(**options)
+        disc = {"temperature": temperature, "radius": radius}
         if features is not None:
             check_features(features, video)
         else:
@@ -288,7 +294,7 @@ class ChronoBackbone(
         self, video: Tensor, grid: tuple[int, int] | None, adapters: nn.ModuleDict
     ) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
         """What `read_out` takes: what the last block returns, (B, T, tokens, C), fine features, and the grid."""
-        check_video(video)
+        check_video(video, self.device)
         grid = self.config.grid if grid is None else check_grid(grid)
         x, fine = self.embed(video, grid)
         for i, rope in enumerate(rotary_tables(self.vit, grid)):

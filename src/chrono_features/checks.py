@@ -1,26 +1,145 @@
-"""What is asked of videos, features and queries before any work."""
+"""What is asked of arguments: once, at the public door, before any work.
+
+A message names the argument, what was received and what is expected. What tensors hold is not looked at while PyTorch
+compiles or exports, which cannot follow a question to their values.
+"""
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .ops.dtypes import HALF
 
 VALUE_RANGE = (-0.0501, 1.0501)  # resizing overshoots [0, 1] a little: 0.05, and rounding
+FLOATING = (torch.float32, torch.float64, *HALF)
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32)
+LARGEST = 3.4e38  # that float32 holds
+LARGEST_WHOLE = 2**24  # up to which float32, in which frames and pixels are counted, leaves out no integer
+SMALLEST_SIZE = 1e-3  # of an image, in whatever unit its positions have
+SHOWN = 200  # characters of a value in a message
 
 
-def check_video(video: Tensor) -> None:
-    """ValueError unless `video` is (B, T, 3, H, W), uint8 or floating 0 … 1."""
-    if not isinstance(video, Tensor):
-        raise ValueError(f"video of type {type(video).__name__}; expected a torch.Tensor (B, T, 3, H, W)")
+def refusal(name: str, value: Any, expected: str) -> ValueError:
+    """The error for an argument that is not as it should be."""
+    return ValueError(f"{name}={shown(value)}; expected {expected}")
+
+
+def shown(value: Any) -> str:
+    """A value in a message: on one line, and cut where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an integer of too many digits, or a type whose text fails
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite real number that float32 can hold."""
+    known = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return known and -LARGEST <= value <= LARGEST
+
+
+def is_integer(value: Any, least: int, most: int = 2**63 - 1) -> bool:
+    known = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return known and least <= value <= most
+
+
+def check_number(name: str, value: Any, expected: str = "a finite number above 0") -> float:
+    """`value` as a float; ValueError unless it is a number above 0 that float32 can hold."""
+    if not (is_number(value) and value > 0):
+        raise refusal(name, value, expected)
+    return float(value)
+
+
+def check_integer(name: str, value: Any, least: int = 0, most: int | None = None, unit: str = "") -> int:
+    """`value` as an int; ValueError unless it is an integer from `least` to `most`."""
+    if not is_integer(value, least, 2**63 - 1 if most is None else most):
+        kind = "a positive integer" if least == 1 else "an integer"
+        span = f" from {least} to {most}" if most is not None else ", 0 or more" if least == 0 else ""
+        raise refusal(name, value, f"{kind}{unit}{span}")
+    return int(value)
+
+
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, (bool, np.bool_)):
+        raise refusal(name, value, "True or False")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str | None]) -> None:
+    """ValueError unless `value` is one of these words, or None where that is one of them."""
+    if not (value is None or isinstance(value, str)) or value not in choices:
+        words = list(map(repr, choices))
+        raise refusal(name, value, " or ".join(words) if len(words) == 2 else f"one of {', '.join(words)}")
+
+
+def check_path(name: str, value: Any) -> Path:
+    """`value` as a path; ValueError unless it is text that can name a file, or stands for such a text."""
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise refusal(name, value, "a path, as text or a pathlib.Path")
+    return Path(text)
+
+
+def check_soft_argmax(
+    temperature: Any = 20.0,
+    radius: Any = 5.0,
+    visibility_head: Any = None,
+    correlation_dtype: Any = torch.float32,
+    memory_budget: Any = None,
+) -> tuple[float, float]:
+    """Temperature and radius as floats; ValueError unless all options are as `soft_argmax_track` takes them."""
+    if visibility_head is not None and not callable(visibility_head):
+        raise refusal(
+            "visibility_head", visibility_head, "None or a module that maps (..., 3) statistics to two logits"
+        )
+    if correlation_dtype not in FLOATING:
+        raise refusal("correlation_dtype", correlation_dtype, f"one of {', '.join(map(str, FLOATING))}")
+    if memory_budget is not None and not is_integer(memory_budget, 1):
+        raise refusal("memory_budget", memory_budget, "None or a positive integer of bytes")
+    return check_number("temperature", temperature), check_number("radius", radius)
+
+
+def check_tensor(
+    name: str,
+    value: Any,
+    shape: str,
+    dtypes: Sequence[torch.dtype] = FLOATING,
+    kind: str = "a floating type",
+) -> None:
+    """ValueError unless `value` is a dense tensor of these types that holds values; `shape` and `kind` tell which."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} of type {type(value).__name__}; expected a torch.Tensor {shape}")
+    if value.layout != torch.strided or value.is_nested:
+        layout = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise ValueError(f"{name} in the layout {layout}; expected a dense tensor {shape}")
+    if value.dtype not in dtypes:
+        raise ValueError(f"{name} of type {value.dtype}; expected {kind}")
+    if value.is_meta and not torch.compiler.is_compiling():
+        raise ValueError(f"{name} on the device meta, without values; expected a tensor {shape} that holds some")
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """ValueError if a floating tensor holds NaN or infinity. Reads it once, and waits for its device."""
+    if torch.compiler.is_compiling() or not value.numel() or not value.is_floating_point():
+        return
+    if not torch.stack(torch.aminmax(value)).isfinite().all():
+        raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
+
+
+def check_video(video: Any, device: torch.device | None = None) -> None:
+    """ValueError unless `video` is (B, T, 3, H, W), uint8 or floating 0 … 1, and on `device` where that is given."""
+    check_tensor("video", video, "(B, T, 3, H, W)", (torch.uint8, *FLOATING), "uint8 0 … 255 or floating 0 … 1")
     if video.ndim != 5 or video.shape[2] != 3 or 0 in video.shape:
         raise ValueError(f"video of shape {tuple(video.shape)}; expected (B, T, 3, H, W), none of them 0")
-    if video.dtype != torch.uint8 and not video.is_floating_point():
-        raise ValueError(f"video of type {video.dtype}; expected uint8 0 … 255 or floating 0 … 1")
+    if device is not None and video.device != device:
+        raise ValueError(f"video on {video.device}; expected it where the model is: video.to({str(device)!r})")
     if video.is_floating_point() and not torch.compiler.is_compiling():
         low, high = torch.stack(torch.aminmax(video)).tolist()
         if low != low or high != high:
@@ -30,7 +149,7 @@ def check_video(video: Tensor) -> None:
 
 
 def check_queries(
-    queries: Tensor,  # (B, N, 3)
+    queries: Any,  # (B, N, 3)
     batch: int,
     frames: int,
     image_size: tuple[float, float],
@@ -38,11 +157,9 @@ def check_queries(
     """Queries in float32 or float64.
 
     Raises:
-        ValueError: Wrong shape, not finite, a time outside the clip or not whole, a position outside the frame.
+        ValueError: Wrong shape, not finite, a time outside the clip or no integer, a position outside the frame.
     """
-    if not isinstance(queries, Tensor) or queries.is_complex() or queries.dtype == torch.bool:
-        kind = getattr(queries, "dtype", type(queries).__name__)
-        raise ValueError(f"queries of type {kind}; expected a tensor of numbers (B, N, 3)")
+    check_tensor("queries", queries, "(B, N, 3)", (*FLOATING, *WHOLE), "real numbers")
     if queries.ndim == 3 and len(queries) == 1:
         queries = queries.expand(batch, -1, -1)  # one set for all videos, as `grid_queries` gives it
     if queries.ndim != 3 or queries.shape[0] != batch or queries.shape[-1] != 3:
@@ -53,44 +170,50 @@ def check_queries(
         return queries
     t, x, y = queries.unbind(-1)
     height, width = image_size
-    for broken, expected in (
-        (~queries.isfinite().all(-1), "finite numbers"),
-        (t != t.round(), "a whole frame index t"),
-        ((t < 0) | (t > frames - 1), f"a frame index t from 0 to {frames - 1}"),
-        ((x < 0) | (x > width) | (y < 0) | (y > height), f"x from 0 to {width} and y from 0 to {height}"),
-    ):
-        if broken.any():
-            b, n = broken.nonzero()[0].tolist()
-            raise ValueError(f"queries[{b}, {n}] = {queries[b, n].tolist()}; expected (t, x, y) with {expected}")
+    rules = {
+        "finite numbers": ~queries.isfinite().all(-1),
+        "an integer frame index t": t != t.round(),
+        f"a frame index t from 0 to {frames - 1}": (t < 0) | (t > frames - 1),
+        f"x from 0 to {width} and y from 0 to {height}": (x < 0) | (x > width) | (y < 0) | (y > height),
+    }
+    if torch.stack(list(rules.values())).any():  # one question, as each makes a GPU wait
+        expected, broken = next((text, rule) for text, rule in rules.items() if rule.any())
+        b, n = broken.nonzero()[0].tolist()
+        raise ValueError(f"queries[{b}, {n}] = {queries[b, n].tolist()}; expected (t, x, y) with {expected}")
     return queries
 
 
-def check_xy(xy: Tensor, queries: Tensor, frames: int) -> None:
-    """ValueError unless positions are of these queries in so many frames."""
-    if xy.shape != (*queries.shape[:2], frames, 2):
-        raise ValueError(f"tracks.xy of shape {tuple(xy.shape)}; expected {(*queries.shape[:2], frames, 2)}")
+def check_tracks(tracks: Any, queries: Tensor, frames: int) -> None:
+    """ValueError unless `tracks` has finite positions of these queries in so many frames."""
+    xy: Any = getattr(tracks, "xy", None)
+    correlation: Any = getattr(tracks, "correlation", None)
+    check_tensor("tracks.xy", xy, "(B, N, T, 2)")
+    expected = (*queries.shape[:2], frames)
+    if xy.shape != (*expected, 2):
+        raise ValueError(f"tracks.xy of shape {tuple(xy.shape)}; expected {(*expected, 2)}")
+    if correlation is not None and correlation.shape != expected:
+        raise ValueError(f"tracks.correlation of shape {tuple(correlation.shape)}; expected {expected}")
+    check_finite("tracks.xy", xy)
 
 
-def check_features(features: Tensor, video: Tensor | None = None) -> None:
+def check_features(features: Any, video: Tensor | None = None) -> None:
     """ValueError unless `features` are floating (B, T, C, h, w), with the B and T of `video`."""
-    if not isinstance(features, Tensor):
-        raise ValueError(f"features of type {type(features).__name__}; expected a torch.Tensor (B, T, C, h, w)")
+    check_tensor("features", features, "(B, T, C, h, w)")
     if features.ndim != 5 or 0 in features.shape:
         raise ValueError(f"features of shape {tuple(features.shape)}; expected (B, T, C, h, w), none of them 0")
-    if not features.is_floating_point():
-        raise ValueError(f"features of type {features.dtype}; expected a floating type")
     if video is not None and features.shape[:2] != video.shape[:2]:
         expected = f"(B, T, C, h, w) with the video's B={video.shape[0]}, T={video.shape[1]}"
         raise ValueError(f"features of shape {tuple(features.shape)}; expected {expected}")
 
 
-def check_image_size(image_size: Sequence[float] | None) -> tuple[float, float]:
+def check_image_size(image_size: Any) -> tuple[float, float]:
     """`image_size` as (height, width); ValueError unless it is two positive numbers."""
     try:
-        height, width = image_size  # type: ignore[misc]
-        valid = all(math.isfinite(v) and v > 0 for v in (height, width))
+        height, width = image_size
+        sizes = all(is_number(v) and SMALLEST_SIZE <= v <= LARGEST_WHOLE for v in (height, width))
     except (TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise ValueError(f"image_size={image_size!r}; expected two positive numbers (height, width)")
+        sizes = False
+    if not sizes:
+        expected = f"two positive numbers (height, width), from {SMALLEST_SIZE:g} to {LARGEST_WHOLE}"
+        raise refusal("image_size", image_size, expected)
     return height, width

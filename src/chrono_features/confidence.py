@@ -13,11 +13,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .checks import check_features, check_image_size, check_queries, check_xy
+from .checks import (
+    check_features,
+    check_finite,
+    check_image_size,
+    check_queries,
+    check_soft_argmax,
+    check_tensor,
+    check_tracks,
+    is_number,
+    refusal,
+)
 from .config import ChronoConfig
 from .ops.dtypes import wide_dtype
-from .ops.matching import default_budget, sample_features
-from .tracking import soft_argmax_track
+from .ops.matching import default_budget, match, sample_features
 from .tracks import Tracks
 
 SIGNALS = ("similarity", "margin", "entropy", "cycle error")  # and "correlation" for refined tracks
@@ -97,10 +106,12 @@ def track_signals(
     """
     check_features(features)
     height, width = check_image_size(image_size)
+    temperature, radius = check_soft_argmax(temperature, radius)
     batch, frames, _, rows, columns = features.shape
+    queries = check_queries(queries, batch, frames, (height, width))
+    check_tracks(tracks, queries, frames)
     device = tracks.xy.device
-    queries = check_queries(queries, batch, frames, (height, width)).to(device)
-    check_xy(tracks.xy, queries, frames)
+    queries = queries.to(device)
     cell = torch.tensor([width / columns, height / rows], device=device)
     signals = []
     with torch.autocast(device.type, enabled=False):  # which would round similarities to half precision
@@ -111,14 +122,26 @@ def track_signals(
             cycle = _cycle_error(features[b], own_frames, own, places, (height, width), temperature, radius)
             pixels = [] if tracks.correlation is None else [tracks.correlation[b, ..., None].to(maps)]
             signals.append(torch.cat([maps, cycle[..., None], *pixels], dim=-1).float())
-    return torch.stack(signals)
+    found = torch.stack(signals)
+    if not found.isfinite().all():
+        raise ValueError("features: similarities are NaN or infinite; expected finite values, normally L2-normalised")
+    return found
 
 
 def probability(
     signals: Tensor,  # (..., S)
     weights: Sequence[float],
 ) -> Tensor:  # (...)
-    """The logistic model of a confidence: `weights` are a bias and one for each of `SIGNALS`."""
+    """The logistic model of a confidence: `weights` are a bias and one for each of `SIGNALS`.
+
+    Raises:
+        ValueError: An argument has the wrong shape or type.
+    """
+    check_tensor("signals", signals, "(..., S)")
+    count = signals.shape[-1] if signals.ndim else 0
+    numbers = isinstance(weights, Sequence) and len(weights) == count + 1 and all(map(is_number, weights))
+    if not count or not numbers:
+        raise refusal("weights", weights, f"a bias and one number for each of the {count} signals")
     bias, *slopes = weights
     return torch.sigmoid((signals * signals.new_tensor(slopes)).sum(-1) + bias)
 
@@ -130,8 +153,16 @@ def fit(
     """The weights of `probability` that make what happened most likely (logistic regression, Newton's method).
 
     Raises:
-        ValueError: `good` is the same everywhere, so that nothing can be told apart.
+        ValueError: `good` is the same everywhere, so that nothing can be told apart, or an argument has the wrong shape
+            or type.
     """
+    check_tensor("signals", signals, "(M, S)")
+    if signals.ndim != 2 or 0 in signals.shape:
+        raise ValueError(f"signals of shape {tuple(signals.shape)}; expected (M, S), none of them 0")
+    check_finite("signals", signals)
+    check_tensor("good", good, f"({len(signals)},)", (torch.bool,), "torch.bool")
+    if good.shape != signals.shape[:1]:
+        raise ValueError(f"good of shape {tuple(good.shape)}; expected ({len(signals)},), one for each of the signals")
     if good.all() or not good.any():
         raise ValueError(f"good is {bool(good.all())} for all {len(good)} points; expected some of either kind")
     inputs = torch.cat([torch.ones_like(signals[:, :1]), signals], dim=1).double()
@@ -159,6 +190,7 @@ def _map_signals(
     rows, columns = features.shape[-2:]
     dtype = wide_dtype(features.dtype)
     own_features = sample_features(features, own_frames, own, dtype)
+    farthest = min(radius, 2 * math.hypot(rows, columns))
     x, y = torch.arange(columns).to(places) + 0.5, torch.arange(rows).to(places) + 0.5
     signals = places.new_empty(*places.shape[:2], 3)
     step = max(1, default_budget(own.device) // (4 * rows * columns * dtype.itemsize))
@@ -170,11 +202,11 @@ def _map_signals(
             maps = own_features[n] @ flat
             found = sample_features(frame[None], torch.zeros_like(own_frames[n]), places[n, t], dtype)
             similarity = (own_features[n] * found).sum(-1)
-            far = ((x - places[n, t, :1]) ** 2)[:, None] + ((y - places[n, t, 1:]) ** 2)[..., None] >= radius**2
+            far = ((x - places[n, t, :1]) ** 2)[:, None] + ((y - places[n, t, 1:]) ** 2)[..., None] >= farthest**2
             rival = maps.masked_fill(~far.flatten(1), -math.inf).amax(-1)
             rival = rival.where(rival > -math.inf, similarity)  # the disc covers everything: no rival, no margin
-            spread = torch.log_softmax(temperature * maps, dim=-1)
-            entropy = -(spread.exp() * spread).sum(-1) / math.log(max(2, rows * columns))
+            spread = torch.softmax(temperature * (maps - maps.amax(-1, keepdim=True)), dim=-1)
+            entropy = torch.special.entr(spread).sum(-1) / math.log(max(2, rows * columns))
             signals[n, t] = torch.stack([similarity, similarity - rival, entropy], dim=-1).to(signals)
     return signals
 
@@ -189,8 +221,10 @@ def _cycle_error(
     radius: float,
 ) -> Tensor:  # (N, T)
     """Every found position, sought in the frame of its query."""
-    frames, channels = features.shape[:2]
-    step = max(1, default_budget(own.device) // (4 * frames * channels * 4))
+    frames, channels, rows, columns = features.shape
+    budget = default_budget(own.device)
+    step = max(1, budget // (4 * frames * channels * 4))
+    cell = own.new_tensor([image_size[1] / columns, image_size[0] / rows])
     to_256 = own.new_tensor([256 / image_size[1], 256 / image_size[0]])
     error = own.new_empty(places.shape[:2])
     for t in own_frames.unique().tolist():
@@ -198,9 +232,7 @@ def _cycle_error(
         for n in (own_frames == t).nonzero()[:, 0].split(step):
             time = torch.arange(frames, device=own.device).repeat(len(n))
             sought = sample_features(features, time, places[n].flatten(0, 1), wide_dtype(features.dtype))
-            back = soft_argmax_track(
-                frame, None, image_size, query_features=sought[None], temperature=temperature, radius=radius
-            )
-            off = (back.xy[0, :, 0].to(own).unflatten(0, (len(n), frames)) - own[n, None]) * to_256
+            back = match(frame, sought[None], None, None, temperature, radius, torch.float32, budget).cells[0, :, 0]
+            off = ((back.to(own) * cell).unflatten(0, (len(n), frames)) - own[n, None]) * to_256
             error[n] = off.norm(dim=-1).clamp(max=LARGEST_CYCLE_ERROR)
     return torch.log1p(error / NEAR)

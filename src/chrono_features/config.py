@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+
+from .checks import check_choice, check_flag, check_integer, check_number, is_integer, is_number, refusal
+
+# Sizes beyond which a mistake is more likely than a network, and memory would run out
+WIDEST = 2**16  # channels, and frames of a window
+LONGEST_STRIDE = 2**8
+LARGEST_GRID = 2**12  # tokens along a side
+LARGEST_SIDE = 2**16  # pixels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -77,57 +88,54 @@ class ChronoConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, list):  # JSON knows no tuples
-                object.__setattr__(self, name, tuple(value))
+            object.__setattr__(self, name, _plain(value))
         if not isinstance(self.vit, str) or not self.vit:
-            raise _error("vit", self.vit, "the name of a timm model")
-        if not isinstance(self.vit_kwargs, Mapping):
-            raise _error("vit_kwargs", self.vit_kwargs, "a mapping of keyword arguments")
+            raise refusal("vit", self.vit, "the name of a timm model")
+        if not isinstance(self.vit_kwargs, Mapping) or not all(isinstance(key, str) for key in self.vit_kwargs):
+            raise refusal("vit_kwargs", self.vit_kwargs, "a mapping of keyword arguments")
         object.__setattr__(self, "vit_kwargs", dict(self.vit_kwargs))
+        try:
+            json.dumps(self.vit_kwargs)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise refusal("vit_kwargs", self.vit_kwargs, f"plain JSON values ({error})") from error
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise _error(name, getattr(self, name), f"one of {', '.join(map(repr, choices))}")
-        for name in ("adapter_channels", "adapter_heads", "adapter_stride"):
-            if not _is_int(getattr(self, name), at_least=1):
-                raise _error(name, getattr(self, name), "a positive whole number")
+            check_choice(name, getattr(self, name), choices)
+        for name, most in (("adapter_channels", WIDEST), ("adapter_heads", WIDEST), ("adapter_stride", LONGEST_STRIDE)):
+            check_integer(name, getattr(self, name), 1, most)
         for name in ("mean", "std"):
-            value = getattr(self, name)
-            if not (isinstance(value, tuple) and len(value) == 3 and all(_is_number(v) for v in value)):
-                raise _error(name, value, "three numbers")
+            if not _are_numbers(getattr(self, name), 3):
+                raise refusal(name, getattr(self, name), "three numbers")
         if min(self.std) <= 0:
-            raise _error("std", self.std, "three numbers above 0")
+            raise refusal("std", self.std, "three numbers above 0")
         check_grid(self.grid)
-        if self.input_size is not None and not _is_int_pair(self.input_size, at_least=1):
-            raise _error("input_size", self.input_size, "None or two positive whole numbers (height, width)")
-        if not _is_int_pair(self.window, at_least=0):
-            raise _error("window", self.window, "two whole numbers (frames before, frames after), 0 or more")
-        if self.out_channels is not None and not _is_int(self.out_channels, at_least=1):
-            raise _error("out_channels", self.out_channels, "None or a positive whole number")
+        if self.input_size is not None and not _is_int_pair(self.input_size, 1, LARGEST_SIDE):
+            expected = f"None or two positive integers (height, width) up to {LARGEST_SIDE}"
+            raise refusal("input_size", self.input_size, expected)
+        if not _is_int_pair(self.window, 0, WIDEST):
+            raise refusal("window", self.window, f"two integers (frames before, frames after) from 0 to {WIDEST}")
+        if self.out_channels is not None:
+            check_integer("out_channels", self.out_channels, 1, WIDEST)
         if self.adapter_channels % self.adapter_heads:
-            raise _error("adapter_heads", self.adapter_heads, f"a divisor of adapter_channels={self.adapter_channels}")
+            raise refusal("adapter_heads", self.adapter_heads, f"a divisor of adapter_channels={self.adapter_channels}")
         for name in ("temperature", "radius"):
-            if not _is_number(getattr(self, name)) or getattr(self, name) <= 0:
-                raise _error(name, getattr(self, name), "a number above 0")
+            check_number(name, getattr(self, name))
         for name, count in (("confidence", 5), ("refined_confidence", 6)):
             value = getattr(self, name)
-            numbers = isinstance(value, tuple) and len(value) == count and all(map(_is_number, value))
-            if value is not None and not numbers:
-                raise _error(name, value, f"None or {count} numbers")
+            if value is not None and not _are_numbers(value, count):
+                raise refusal(name, value, f"None or {count} numbers")
         for name in ("antialias", "freeze_vit"):
-            if not isinstance(getattr(self, name), bool):
-                raise _error(name, getattr(self, name), "True or False")
+            check_flag(name, getattr(self, name))
         self._check_adapter_blocks()
 
     def _check_adapter_blocks(self) -> None:
         blocks = self.adapter_blocks
         if isinstance(blocks, tuple):
-            valid = all(_is_int(b, at_least=0) for b in blocks) and len(set(blocks)) == len(blocks)
+            valid = all(is_integer(b, 0) for b in blocks) and len(set(blocks)) == len(blocks)
         else:
-            valid = blocks in _PLACEMENTS
+            valid = isinstance(blocks, str) and blocks in _PLACEMENTS
         if not valid:
-            raise _error(
-                "adapter_blocks", blocks, f"one of {', '.join(_PLACEMENTS)}, or a tuple of distinct block indices"
-            )
+            expected = f"one of {', '.join(_PLACEMENTS)}, or a tuple of distinct block indices"
+            raise refusal("adapter_blocks", blocks, expected)
 
     def adapter_indices(self, depth: int) -> tuple[int, ...]:
         """The blocks of a ViT of `depth` blocks that an adapter follows, in order.
@@ -137,7 +145,7 @@ class ChronoConfig:
         """
         if isinstance(self.adapter_blocks, tuple):
             if self.adapter_blocks and max(self.adapter_blocks) >= depth:
-                raise _error("adapter_blocks", self.adapter_blocks, f"indices below the ViT's {depth} blocks")
+                raise refusal("adapter_blocks", self.adapter_blocks, f"indices below the ViT's {depth} blocks")
             return tuple(sorted(self.adapter_blocks))
         candidates = tuple(range(depth - 1))  # none after the last block: nothing follows that could use it
         first_half = math.ceil(len(candidates) / 2)
@@ -160,8 +168,10 @@ class ChronoConfig:
         Raises:
             ValueError: A key is unknown or a value outside its range.
         """
+        if not isinstance(values, Mapping):
+            raise refusal("values", values, "a mapping of configuration keys to values")
         known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
+        if unknown := sorted(map(str, set(values) - known)):
             raise ValueError(f"unknown config keys {unknown}; expected keys out of {sorted(known)}")
         return cls(**values)
 
@@ -171,24 +181,23 @@ class ChronoConfig:
 
 
 def check_grid(grid: Any) -> tuple[int, int]:
-    """`grid` as a tuple; ValueError unless it is two positive whole numbers."""
+    """`grid` as a tuple; ValueError unless it is two positive integers."""
     grid = tuple(grid) if isinstance(grid, list) else grid
-    if not _is_int_pair(grid, at_least=1):
-        raise _error("grid", grid, "two positive whole numbers (rows, columns)")
+    if not _is_int_pair(grid, 1, LARGEST_GRID):
+        raise refusal("grid", grid, f"two positive integers (rows, columns) up to {LARGEST_GRID}")
     return grid
 
 
-def _error(name: str, value: Any, expected: str) -> ValueError:
-    return ValueError(f"{name}={value!r}; expected {expected}")
+def _plain(value: Any) -> Any:
+    """Python's own numbers in the place of NumPy's, and tuples for lists, which is what JSON makes of them."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _are_numbers(value: Any, count: int) -> bool:
+    return isinstance(value, tuple) and len(value) == count and all(map(is_number, value))
 
 
-def _is_int(value: Any, at_least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
-
-
-def _is_int_pair(value: Any, at_least: int) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(_is_int(v, at_least) for v in value)
+def _is_int_pair(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(is_integer(v, least, most) for v in value)

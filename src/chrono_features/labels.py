@@ -10,11 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_features, check_video
+from .checks import (
+    FLOATING,
+    WHOLE,
+    check_features,
+    check_finite,
+    check_integer,
+    check_number,
+    check_tensor,
+    check_video,
+)
 from .frames import cell_colours
 from .ops.dtypes import wide_dtype
 from .ops.matching import default_budget
 
+MOST_LABELS = 2**16 - 1  # each takes a mask of its own
 COLOUR = 0.95  # of the similarity, where colours join: of 0.8, 0.95 and 0.99 the best on synthetic clips
 
 
@@ -65,24 +75,26 @@ def propagate_labels(
     if video is not None:
         check_video(video)
         check_features(features, video)
-    for name, value, least in (("context", context, 0), ("neighbours", neighbours, 1), ("radius", radius, 0)):
-        if not (isinstance(value, int) and value >= least) and not (name == "radius" and value is None):
-            raise ValueError(f"{name}={value!r}; expected a whole number, {least} or more")
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature={temperature!r}; expected a finite number above 0")
-    height, width = features.shape[-2:]
+    frames, height, width = features.shape[1], *features.shape[-2:]
+    context = min(check_integer("context", context), frames)
+    neighbours = check_integer("neighbours", neighbours, 1)
+    farthest = max(height, width)
+    radius = farthest if radius is None else min(check_integer("radius", radius), farthest)
+    search = _Search(context, neighbours, radius, check_number("temperature", temperature))
     if video is not None:
         wide = features.to(wide_dtype(features.dtype))  # colours differ by little
         colours = cell_colours(video.to(features.device), (height, width)).to(wide)
         features = torch.cat([F.normalize(wide, dim=2) * (1 - COLOUR) ** 0.5, colours * COLOUR**0.5], dim=2)
     labels = labels.to(features.device)
     if labels.ndim == 3:
-        labels = labels[:, None] == torch.arange(int(labels.max()) + 1, device=labels.device)[:, None, None]
+        labels = labels.long()[:, None] == torch.arange(int(labels.max()) + 1, device=labels.device)[:, None, None]
     # Averages over whole cells: an object smaller than a cell keeps its share of it.
     labels = F.interpolate(labels.to(wide_dtype(features.dtype)), (height, width), mode="area")
-    search = _Search(context, neighbours, max(height, width) if radius is None else radius, temperature)
     with torch.autocast(features.device.type, enabled=False):  # which would round similarities to half precision
-        return torch.stack([_propagate(*clip, search) for clip in zip(features, labels, strict=True)])
+        found = torch.stack([_propagate(*clip, search) for clip in zip(features, labels, strict=True)])
+    if not found.isfinite().all():  # asked of the labels, which are fewer than the features
+        raise ValueError("features hold NaN or infinity; expected finite numbers")
+    return found
 
 
 class _Search(NamedTuple):
@@ -133,17 +145,19 @@ def _look_up(
         far = far_rows[:, None, None, :, None] | far_columns[:, None, None]  # (own rows, w, 1, near rows, w)
         similarity.view(-1, width, count, far_rows.shape[1], width).masked_fill_(far, -math.inf)
         best, index = similarity.topk(min(search.neighbours, similarity.shape[1]))
-        weights = (best * search.temperature).softmax(dim=-1)
+        weights = ((best - best[:, :1]) * search.temperature).softmax(dim=-1)
         found.append(torch.einsum("nk,nkl->nl", weights, seen.labels[:, near].flatten(0, 2)[index]))
     return torch.cat(found).unflatten(0, (height, width))
 
 
 def _check_labels(labels: Tensor, batch: int) -> None:
-    expected = f"(B, K, H, W) floating or bool, or (B, H, W) whole numbers, with B={batch}"
-    if not isinstance(labels, Tensor) or labels.is_complex():
-        raise ValueError(f"labels of type {getattr(labels, 'dtype', type(labels).__name__)}; expected {expected}")
+    expected = f"(B, K, H, W) floating or bool, or (B, H, W) integers, with B={batch}"
+    check_tensor("labels", labels, expected, (torch.bool, *FLOATING, *WHOLE), expected)
     soft = labels.is_floating_point() or labels.dtype == torch.bool
     if labels.ndim != (4 if soft else 3) or len(labels) != batch or 0 in labels.shape:
         raise ValueError(f"labels of shape {tuple(labels.shape)} and type {labels.dtype}; expected {expected}")
-    if not soft and labels.min() < 0:
-        raise ValueError(f"labels down to {int(labels.min())}; expected whole numbers, 0 or more")
+    check_finite("labels", labels)
+    if not soft:
+        low, high = torch.stack(torch.aminmax(labels.long())).tolist()
+        if low < 0 or high > MOST_LABELS:
+            raise ValueError(f"labels from {low} to {high}; expected integers from 0 to {MOST_LABELS}")

@@ -16,21 +16,29 @@ import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .checks import check_video
+from .checks import (
+    check_finite,
+    check_flag,
+    check_integer,
+    check_path,
+    check_tensor,
+    check_video,
+    refusal,
+)
 from .config import check_grid
 from .ops.clip_norm import Moments, clip_moments, frame_moments
+from .ops.dtypes import wide_dtype
 from .vit import rotary_tables
 
 if TYPE_CHECKING:
     from .backbone import ChronoBackbone
 
-STORED_TOGETHER = 16  # chunks in one piece of memory, where the length of a video is not known
+STORED_TOGETHER = 16  # chunks, of at most as many frames, in one piece of memory where a video's length is not known
 
 
 class FeatureStream:
@@ -64,6 +72,8 @@ class FeatureStream:
         force: bool = False,
     ) -> None:
         config = model.config
+        check_flag("causal", causal)
+        check_flag("force", force)
         self._grid = config.grid if grid is None else check_grid(grid)
         self._model, self._moments = model, _check_stats(model, stats)
         before, after = config.window
@@ -194,6 +204,8 @@ def iter_features(
     grid = model.config.grid if grid is None else check_grid(grid)
     step = _check_step(max_frames_in_memory, 1)
     _check_offload(offload)
+    if not isinstance(frames, Iterable):
+        raise ValueError(f"frames of type {type(frames).__name__}; expected an iterable of frames (3, H, W)")
     return _run(model, _batched(frames, step), grid, step, offload)
 
 
@@ -365,7 +377,7 @@ def _run(
     found: list[Moments] | None = None,
 ) -> Iterator[Tensor]:
     """The network as a chain of generators. Yields (B, n, C, h, w); adds each adapter's moments to `found`."""
-    piece = frames or STORED_TOGETHER * step
+    piece = frames or STORED_TOGETHER * min(step, STORED_TOGETHER)
     store = _FrameStore(piece, offload)
     fine = _FrameStore(piece, offload) if _has_clip_norm(model) else _FrameQueue()
     x = _embedded(model, chunks, grid, fine)
@@ -489,15 +501,14 @@ def _has_clip_norm(model: ChronoBackbone) -> bool:
 
 def _check_step(max_frames_in_memory: int | None, batch: int) -> int:
     """Frames of each clip at a time."""
-    value = max_frames_in_memory
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"max_frames_in_memory={value!r}; expected a positive whole number of frames")
+    value = check_integer("max_frames_in_memory", max_frames_in_memory, 1, unit=" of frames")
     return max(1, value // batch)
 
 
 def _check_offload(offload: str | os.PathLike[str] | None) -> None:
-    if offload is not None and offload != "cpu" and not Path(offload).is_dir():
-        raise ValueError(f"offload={os.fspath(offload)!r}; expected None, 'cpu' or an existing folder")
+    known = offload is None or (isinstance(offload, str) and offload == "cpu")
+    if not known and not check_path("offload", offload).is_dir():
+        raise refusal("offload", offload, "None, 'cpu' or an existing folder")
 
 
 def _check_stats(model: ChronoBackbone, stats: Tensor | None) -> list[Moments | None]:
@@ -507,11 +518,14 @@ def _check_stats(model: ChronoBackbone, stats: Tensor | None) -> list[Moments | 
         if stats is not None:
             raise ValueError("stats given; expected None, as this model has no norm over clips")
         return [None] * count
-    if not isinstance(stats, Tensor) or stats.ndim != 3 or stats.shape[1:] != (count, 2):
-        got = "None" if stats is None else f"of shape {tuple(getattr(stats, 'shape', ()))}"
-        raise ValueError(
-            f"stats {got}; expected what model.calibrate(video) returns, (B or 1, {count}, 2), "
-            "as norm='clip' takes its mean and variance over a whole clip"
-        )
-    stats = stats.to(model.device)
+    expected = f"what model.calibrate(video) returns, (B or 1, {count}, 2)"
+    if stats is None:
+        raise refusal("stats", stats, f"{expected}, as norm='clip' takes its mean and variance over a whole clip")
+    check_tensor("stats", stats, f"(B or 1, {count}, 2), as model.calibrate(video) returns it")
+    if stats.ndim != 3 or stats.shape[1:] != (count, 2) or not len(stats):
+        raise ValueError(f"stats of shape {tuple(stats.shape)}; expected {expected}")
+    check_finite("stats", stats)
+    if (stats[..., 1] < 0).any():
+        raise ValueError("stats with variances below 0; expected means and variances (B or 1, adapters, 2)")
+    stats = stats.to(model.device, wide_dtype(stats.dtype, model.dtype))
     return [Moments(*stats[:, i].unbind(-1)) for i in range(count)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import check_image_size
+from .checks import LARGEST_WHOLE, check_image_size, check_integer, is_integer, refusal
 
 
 def grid_queries(
@@ -21,13 +21,14 @@ def grid_queries(
         (1, rows * columns, 3) float32 (t, x, y), row by row.
 
     Raises:
-        ValueError: `size`, `image_size` or `t` is not positive.
+        ValueError: `size`, `image_size` or `t` is not as above; the message names it.
     """
-    rows, columns = (size, size) if isinstance(size, int) else size
-    if rows < 1 or columns < 1:
-        raise ValueError(f"size={size!r}; expected a positive whole number, or two")
-    if t < 0:
-        raise ValueError(f"t={t!r}; expected a frame index, 0 or more")
+    pair = size if isinstance(size, (tuple, list)) else (size, size)
+    whole = len(pair) == 2 and all(is_integer(n, 1, LARGEST_WHOLE) for n in pair)
+    if not whole or pair[0] * pair[1] > LARGEST_WHOLE:
+        raise refusal("size", size, f"a positive integer or two (rows, columns), for {LARGEST_WHOLE} points at most")
+    rows, columns = pair
+    t = check_integer("t", t, most=LARGEST_WHOLE)
     height, width = check_image_size(image_size)
     ys = (torch.arange(rows) + 0.5) * (height / rows)
     xs = (torch.arange(columns) + 0.5) * (width / columns)

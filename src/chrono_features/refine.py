@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_features, check_queries, check_video, check_xy
-from .ops.matching import sample_features
-from .tracking import soft_argmax_track
+from .checks import check_features, check_finite, check_queries, check_soft_argmax, check_tracks, check_video
+from .ops.matching import default_budget, match, sample_features
 from .tracks import Tracks
 
 PIXELS_PER_CELL = 4  # frames are resized to this, so that an estimate is off by a few pixels at most
@@ -66,9 +65,12 @@ def refine_photometric(
     """
     check_video(video)
     check_features(features, video)
+    check_finite("features", features)
+    temperature, radius = check_soft_argmax(temperature, radius)
     batch, frames, _, height, width = video.shape
-    queries = check_queries(queries, batch, frames, (height, width)).to(tracks.xy.device)
-    check_xy(tracks.xy, queries, frames)
+    queries = check_queries(queries, batch, frames, (height, width))
+    check_tracks(tracks, queries, frames)
+    queries = queries.to(tracks.xy.device)
     rows, columns = features.shape[-2:]
     size = (PIXELS_PER_CELL * rows, PIXELS_PER_CELL * columns)
     scale = torch.tensor([size[1] / width, size[0] / height], device=tracks.xy.device, dtype=tracks.xy.dtype)
@@ -133,14 +135,13 @@ class _Follower:
         after: int,
     ) -> Tensor:  # (N, 2)
         rows, columns = self.features.shape[-2:]
-        cells = xy * xy.new_tensor([columns / self.size[1], rows / self.size[0]])
+        cell = xy.new_tensor([self.size[1] / columns, self.size[0] / rows])
+        cells = xy / cell
         frame = torch.full_like(xy[:, 0], before, dtype=torch.long)
         own = sample_features(self.features[0], frame, cells, xy.dtype)[None]
         there = self.features[:, after : after + 1]
-        found = soft_argmax_track(
-            there, image_size=self.size, query_features=own, temperature=self.temperature, radius=self.radius
-        )
-        return found.xy[0, :, 0].to(xy)
+        settings = (self.temperature, self.radius, torch.float32, default_budget(own.device))
+        return match(there, own, None, None, *settings).cells[0, :, 0].to(xy) * cell
 
 
 class _Alignment(NamedTuple):

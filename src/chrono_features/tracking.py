@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .checks import check_features, check_image_size, check_queries
-from .ops.matching import default_budget, match
+from .checks import (
+    check_features,
+    check_image_size,
+    check_queries,
+    check_soft_argmax,
+    check_tensor,
+    refusal,
+)
+from .ops.matching import Match, default_budget, match
 from .tracks import Tracks
 
 
@@ -54,14 +61,10 @@ def soft_argmax_track(
     """
     check_features(features)
     height, width = check_image_size(image_size)
+    temperature, radius = check_soft_argmax(temperature, radius, visibility_head, correlation_dtype, memory_budget)
     place = queries if queries is not None else query_features
     device = place.device if features.device.type == "cpu" and isinstance(place, Tensor) else features.device
     memory_budget = default_budget(device) if memory_budget is None else memory_budget
-    for name, value in (("temperature", temperature), ("radius", radius)):
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name}={value!r}; expected a finite number above 0")
-    if not isinstance(memory_budget, int) or memory_budget < 1:
-        raise ValueError(f"memory_budget={memory_budget!r}; expected None or a positive whole number of bytes")
     batch, frames, channels, rows, columns = features.shape
     scale = torch.tensor([width / columns, height / rows], dtype=torch.float64)
     query_frames = query_cells = None
@@ -70,15 +73,14 @@ def soft_argmax_track(
         query_frames, query_cells = queries[..., 0].long(), queries[..., 1:] / scale.to(queries)
     elif query_features is None or queries is not None:
         raise ValueError(f"queries and query_features: {'neither' if queries is None else 'both'} given; expected one")
-    elif query_features.ndim != 3 or query_features.shape[::2] != (batch, channels):
-        got = tuple(query_features.shape)
-        raise ValueError(f"query_features of shape {got}; expected (B, N, C) with B={batch}, C={channels}")
     else:
+        _check_query_features(query_features, batch, channels)
         query_features = query_features.to(device)
 
     found = match(
         features, query_features, query_frames, query_cells, temperature, radius, correlation_dtype, memory_budget
     )
+    _check_found(found, query_features, temperature)
     xy = found.cells * scale.to(found.cells)
     if queries is not None and query_frames is not None:
         own_frame = torch.arange(frames, device=device) == query_frames[..., None]
@@ -87,5 +89,28 @@ def soft_argmax_track(
     if visibility_head is not None:
         # The paper's head does not train the features: what it sees is detached.
         logits = visibility_head(torch.stack([found.mean, found.maximum, found.minimum], dim=-1).detach())
+        if logits.shape != xy.shape:
+            expected = f"{tuple(xy.shape)}, two logits for each point and frame"
+            raise ValueError(f"visibility_head returns {tuple(logits.shape)}; expected {expected}")
         visible = (1 - torch.sigmoid(logits)).prod(dim=-1) >= 0.5  # neither occluded nor far
     return Tracks(xy, found.maximum, visible, logits)
+
+
+def _check_query_features(query_features: Any, batch: int, channels: int) -> None:
+    expected = f"(B, N, C) with B={batch}, C={channels}"
+    check_tensor("query_features", query_features, expected)
+    if query_features.ndim != 3 or query_features.shape[::2] != (batch, channels):
+        raise ValueError(f"query_features of shape {tuple(query_features.shape)}; expected {expected}")
+
+
+def _check_found(found: Match, query_features: Tensor | None, temperature: float) -> None:
+    """ValueError unless all is finite. It is asked here, of few numbers: features would have to be read once more."""
+    if torch.compiler.is_compiling():
+        return
+    similarities, positions = torch.stack([v.isfinite().all() for v in (found.mean, found.cells)]).tolist()
+    if not similarities:
+        known = query_features is None or query_features.isfinite().all()
+        name = "features" if known else "query_features"
+        raise ValueError(f"{name}: similarities are NaN or infinite; expected finite values, normally L2-normalised")
+    if not positions:
+        raise refusal("temperature", temperature, "one whose product with the similarities stays in correlation_dtype")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import zipfile
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import FLOATING, check_finite, check_path, shown
 from .files import write_beside
+
+INDICES = (int, np.integer, slice, list, np.ndarray, Tensor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,27 +40,48 @@ class Tracks:
     correlation: Tensor | None = None
     confidence: Tensor | None = None
 
-    def _map(self, function: Any) -> Tracks:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        mapped: dict[str, Any] = {name: None if v is None else function(v) for name, v in values.items()}
-        return Tracks(**mapped)
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is None and name not in ("xy", "similarity"):
+                continue
+            kinds = (torch.bool,) if name == "visible" else FLOATING
+            if not isinstance(value, Tensor) or value.dtype not in kinds:
+                got = getattr(value, "dtype", type(value).__name__)
+                raise ValueError(
+                    f"{name} of type {got}; expected a torch.Tensor of type {' or '.join(map(str, kinds))}"
+                )
+            points = tuple(self.xy.shape[:-1])
+            expected = (*points, 2) if name in ("xy", "logits") else points
+            if value.shape != expected:
+                raise ValueError(f"{name} of shape {tuple(value.shape)}; expected {expected}, as xy is (B, N, T, 2)")
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Tracks:
+        values: dict[str, Any] = {n: None if v is None else function(v) for n, v in vars(self).items()}
+        return Tracks(**values)
 
     def __getitem__(self, index: Any) -> Tracks:
         used = index if isinstance(index, tuple) else (index,)
-        if any(i is Ellipsis or i is None for i in used) or len(used) > self.similarity.ndim:
-            raise IndexError(f"index {index!r}; expected at most {self.similarity.ndim} indices, no ellipsis or None")
+        if not all(isinstance(i, INDICES) for i in used) or len(used) > self.similarity.ndim:
+            expected = f"at most {self.similarity.ndim} integers, slices, lists or tensors, no ellipsis or None"
+            raise IndexError(f"index {shown(index)}; expected {expected}")
         return self._map(lambda v: v[index])
 
     def to(self, *args: Any, **kwargs: Any) -> Tracks:
         """`torch.Tensor.to` on every field; a floating dtype leaves `visible` a mask."""
-        moved = self._map(lambda v: v.to(*args, **kwargs))
-        return moved if moved.visible is None else replace(moved, visible=moved.visible.bool())
+
+        def moved(v: Tensor) -> Tensor:
+            other = v.to(*args, **kwargs)
+            return other.bool() if v.dtype == torch.bool else other
+
+        return self._map(moved)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a NumPy `.npz` with one array per field that is not None. An existing file survives a failure."""
-        arrays = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        with write_beside(path) as file:
-            np.savez_compressed(file, **{name: v.detach().cpu().numpy() for name, v in arrays.items()})
+        tensors = {name: v.detach().cpu() for name, v in vars(self).items() if v is not None}
+        # NumPy knows no bfloat16; nothing is lost
+        arrays = {name: (v.float() if v.dtype == torch.bfloat16 else v).numpy() for name, v in tensors.items()}
+        with write_beside(check_path("path", path)) as file:
+            np.savez_compressed(file, **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tracks:
@@ -64,14 +89,20 @@ class Tracks:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: The file does not hold tracks.
+            ValueError: The file does not hold tracks: other arrays, shapes or types, or values that are not finite.
         """
+        path = check_path("path", path)
         known = {f.name for f in fields(cls)}
         try:
             with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as data:
                 arrays = {name: torch.from_numpy(data[name]) for name in data.files}
-        except (zipfile.BadZipFile, ValueError, EOFError) as error:
-            raise ValueError(f"{os.fspath(path)} is not a whole .npz file: {error}") from error
+        except (zipfile.BadZipFile, ValueError, TypeError, EOFError) as error:
+            raise ValueError(f"{path} is not a whole .npz file: {error}") from error
         if not {"xy", "similarity"} <= arrays.keys() <= known:
-            raise ValueError(f"{os.fspath(path)} holds {sorted(arrays)}; expected arrays out of {sorted(known)}")
-        return cls(**arrays)
+            raise ValueError(f"{path} holds {sorted(arrays)}; expected arrays out of {sorted(known)}")
+        try:
+            for name, value in arrays.items():
+                check_finite(name, value)
+            return cls(**arrays)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error

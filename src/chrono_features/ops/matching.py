@@ -84,6 +84,7 @@ def disc_offsets(
     device: torch.device | str = "cpu",
 ) -> Tensor:  # (K, 2) whole (x, y)
     """Offsets strictly shorter than `radius`, row by row, none longer than the grid."""
+    radius = min(radius, math.hypot(height, width))  # of which the square is no problem
     reach = min(math.ceil(radius) - 1, max(height, width) - 1)
     steps = torch.arange(-reach, reach + 1, device=device)
     offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).flatten(0, 1)
@@ -200,9 +201,10 @@ def _disc(
     y = (best // width)[..., None] + offsets[:, 1]
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     index = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
-    logits = (maps.flatten(2).gather(-1, index) * temperature).to(
-        wide
-    )  # half precision rounds after the product, as the authors' code
+    near = maps.flatten(2).gather(-1, index)
+    if maps.dtype == wide:
+        near = near - maps.flatten(2).gather(-1, best[..., None])  # differences stay small, whatever the temperature
+    logits = (near * temperature).to(wide)  # half precision rounds after the product, as the authors' code
     weights = logits.masked_fill(~inside, -math.inf).softmax(dim=-1)
     positions = torch.stack([x, y], dim=-1).to(wide) + 0.5
     return _Disc(index, positions, weights, torch.einsum("tnk,tnkc->tnc", weights, positions))

@@ -37,7 +37,7 @@ def window_attention(
         return F.scaled_dot_product_attention(q, k, v, attn_mask=_seen(time[:, None], time, window))
 
     # Blocks of queries, each with the keys around it, take the place of heads: no loop, whatever the length.
-    before, after = window
+    before, after = (min(side, frames) for side in window)
     block = max(BLOCK_FRAMES, before + after)  # so that keys are held no more than twice
     blocks = (frames + block - 1) // block
     margin = blocks * block - frames
