@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_choice, check_integer, check_tensor, is_integer, refusal
+from .config import LONGEST_STRIDE, WIDEST
 from .ops.clip_norm import Moments, normed_conv2d
 from .ops.temporal_attention import EPS, choose_backend, temporal_attention
 
@@ -40,12 +41,17 @@ class TemporalAdapter(nn.Module):
         norm: str = "clip",
     ) -> None:
         super().__init__()
-        for name, value in {"dim": dim, "channels": channels, "heads": heads, "stride": stride}.items():
-            check_integer(name, value, 1)
+        for name, value in {"dim": dim, "channels": channels, "heads": heads}.items():
+            check_integer(name, value, 1, WIDEST)
+        check_integer("stride", stride, 1, LONGEST_STRIDE)
         if channels % heads:
             raise refusal("heads", heads, f"a divisor of channels={channels}")
-        if not isinstance(window, (tuple, list)) or len(window) != 2 or not all(is_integer(n, 0) for n in window):
-            raise refusal("window", window, "two integers (frames before, frames after), 0 or more")
+        if (
+            not isinstance(window, (tuple, list))
+            or len(window) != 2
+            or not all(is_integer(n, 0, WIDEST) for n in window)
+        ):
+            raise refusal("window", window, f"two integers (frames before, frames after) from 0 to {WIDEST}")
         check_choice("mixer", mixer, tuple(_MIXERS))
         check_choice("norm", norm, ("clip", "token"))
         self.stride = stride

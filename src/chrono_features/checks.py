@@ -6,6 +6,7 @@ compiles or exports, which cannot follow a question to their values.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def is_number(value: Any) -> bool:
     return known and -LARGEST <= value <= LARGEST
 
 
-def is_integer(value: Any, least: int, most: int = 2**63 - 1) -> bool:
+def is_integer(value: Any, least: int, most: float = math.inf) -> bool:
     known = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     return known and least <= value <= most
 
@@ -60,7 +61,7 @@ def check_number(name: str, value: Any, expected: str = "a finite number above 0
 
 def check_integer(name: str, value: Any, least: int = 0, most: int | None = None, unit: str = "") -> int:
     """`value` as an int; ValueError unless it is an integer from `least` to `most`."""
-    if not is_integer(value, least, 2**63 - 1 if most is None else most):
+    if not is_integer(value, least, math.inf if most is None else most):
         kind = "a positive integer" if least == 1 else "an integer"
         span = f" from {least} to {most}" if most is not None else ", 0 or more" if least == 0 else ""
         raise refusal(name, value, f"{kind}{unit}{span}")

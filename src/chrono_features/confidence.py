@@ -105,6 +105,7 @@ def track_signals(
         ValueError: An argument has the wrong shape, type or range.
     """
     check_features(features)
+    check_finite("features", features)
     height, width = check_image_size(image_size)
     temperature, radius = check_soft_argmax(temperature, radius)
     batch, frames, _, rows, columns = features.shape
@@ -124,7 +125,7 @@ def track_signals(
             signals.append(torch.cat([maps, cycle[..., None], *pixels], dim=-1).float())
     found = torch.stack(signals)
     if not found.isfinite().all():
-        raise ValueError("features: similarities are NaN or infinite; expected finite values, normally L2-normalised")
+        raise ValueError("features: similarities are too large; expected features that are L2-normalised")
     return found
 
 

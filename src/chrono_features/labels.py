@@ -87,7 +87,8 @@ def propagate_labels(
         features = torch.cat([F.normalize(wide, dim=2) * (1 - COLOUR) ** 0.5, colours * COLOUR**0.5], dim=2)
     labels = labels.to(features.device)
     if labels.ndim == 3:
-        labels = labels.long()[:, None] == torch.arange(int(labels.max()) + 1, device=labels.device)[:, None, None]
+        labels = labels.long()  # uint16 holds few operations
+        labels = labels[:, None] == torch.arange(int(labels.max()) + 1, device=labels.device)[:, None, None]
     # Averages over whole cells: an object smaller than a cell keeps its share of it.
     labels = F.interpolate(labels.to(wide_dtype(features.dtype)), (height, width), mode="area")
     with torch.autocast(features.device.type, enabled=False):  # which would round similarities to half precision

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .checks import (
+    LARGEST_WHOLE,
     check_finite,
     check_flag,
     check_integer,
@@ -502,7 +503,7 @@ def _has_clip_norm(model: ChronoBackbone) -> bool:
 def _check_step(max_frames_in_memory: int | None, batch: int) -> int:
     """Frames of each clip at a time."""
     value = check_integer("max_frames_in_memory", max_frames_in_memory, 1, unit=" of frames")
-    return max(1, value // batch)
+    return min(max(1, value // batch), LARGEST_WHOLE)
 
 
 def _check_offload(offload: str | os.PathLike[str] | None) -> None:
