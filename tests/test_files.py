@@ -1,9 +1,14 @@
 import os
 import stat
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
-from chrono_features.files import folder_beside, write_beside
+from chrono_features import files
+from chrono_features.files import leftovers, locked_folder, write_beside, write_together
 
 
 def names(folder):
@@ -40,7 +45,7 @@ def test_permissions_follow_the_umask(tmp_path, umask):
     try:
         with write_beside(tmp_path / "file"):
             pass
-        with folder_beside(tmp_path / "folder"):
+        with locked_folder(tmp_path / "folder"):
             pass
     finally:
         os.umask(previous)
@@ -48,58 +53,171 @@ def test_permissions_follow_the_umask(tmp_path, umask):
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~umask
 
 
-def test_a_folder_takes_the_place_of_the_old_one_and_keeps_its_other_files(tmp_path):
-    target = tmp_path / "a" / "model"
-    for text in ("first", "second"):
-        with folder_beside(target) as beside:
-            (beside / "weights").write_text(text)
-        if text == "first":
-            (target / "notes").write_text("mine")
-            (target / "logs").mkdir()
-            (target / "logs" / "log").write_text("mine too")
-    assert (target / "weights").read_text() == "second"
-    assert (target / "notes").read_text() == "mine" and (target / "logs" / "log").read_text() == "mine too"
-    assert names(target.parent) == ["model"]
+def test_the_umask_is_never_touched(tmp_path, monkeypatch):
+    """It belongs to the process: a file that another thread makes meanwhile would be open to all."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask was changed"))
+    with write_beside(tmp_path / "file"), locked_folder(tmp_path / "folder"):
+        pass
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_interrupted_folder_keeps_the_old_one(tmp_path, error):
-    target = tmp_path / "model"
-    target.mkdir()
-    (target / "weights").write_text("old")
-    with pytest.raises(error), folder_beside(target) as beside:
-        (beside / "weights").write_text("ne")
-        raise error
-    assert (target / "weights").read_text() == "old"
-    assert names(tmp_path) == ["model"] and names(target) == ["weights"]
+# What stands in the place of the target
 
 
-def test_a_failing_rename_keeps_the_old_folder(tmp_path, monkeypatch):
-    target = tmp_path / "model"
-    target.mkdir()
-    (target / "weights").write_text("old")
-    replace = os.replace
-
-    def fail(source, destination):
-        if os.fspath(destination) == os.fspath(target) and (source / "weights").read_text() == "new":
-            raise OSError("disk on fire")
-        replace(source, destination)
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="fire"), folder_beside(target) as beside:
-        (beside / "weights").write_text("new")
-    assert (target / "weights").read_text() == "old" and names(tmp_path) == ["model"]
+@pytest.fixture(params=["folder", "pipe", "a pipe behind a link", "links in a circle"])
+def obstacle(request, tmp_path):
+    path = tmp_path / "target"
+    if request.param == "folder":
+        path.mkdir()
+    elif request.param == "pipe":
+        os.mkfifo(path)
+    elif request.param == "a pipe behind a link":
+        os.mkfifo(tmp_path / "pipe")
+        path.symlink_to(tmp_path / "pipe")
+    else:
+        path.symlink_to(path)
+    return path
 
 
-def test_the_current_folder_can_be_written(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with folder_beside(".") as beside:
-        (beside / "weights").write_text("new")
-    assert (tmp_path / "weights").read_text() == "new"
+def test_what_is_no_file_is_refused_before_it_is_written(obstacle):
+    before = os.lstat(obstacle)
+    with pytest.raises(OSError, match="target|pipe"), write_beside(obstacle):
+        pytest.fail("too late")
+    assert os.lstat(obstacle) == before
+
+
+def test_a_link_stays_one_and_may_lead_to_nothing_yet(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for text in (b"one", b"two"):
+        with write_beside(tmp_path / "link") as file:
+            file.write(text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_bytes() == text
+
+
+@pytest.mark.parametrize("name", ["x" * 250 + ".npz", "ä" * 125 + ".npz"])
+def test_long_names(tmp_path, name):
+    with write_beside(tmp_path / name) as file:
+        file.write(b"new")
+        assert len(names(tmp_path)) == 1
+    assert names(tmp_path) == [name]
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    code = (
+        "import resource, sys; from chrono_features.files import write_beside\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "with write_beside(sys.argv[1]) as file: file.write(bytes(2000))"
+    )
+    target = tmp_path / "tracks.npz"
+    ended = subprocess.run([sys.executable, "-c", code, target], capture_output=True, text=True)
+    assert ended.stderr.endswith(f"File too large: '{target}'\n") and names(tmp_path) == []
+
+
+# Processes that are killed, and others that write at the same time
+
+
+def killed_while_writing(path):
+    """A process that is killed once it has written half of a file; its temporary file stays."""
+    child = os.fork()
+    if child == 0:
+        with write_beside(path) as file:
+            file.write(b"half")
+            file.flush()
+            os._exit(9)
+    assert os.waitpid(child, 0)[1] != 0
+
+
+def test_the_next_run_clears_what_a_killed_one_left(tmp_path):
+    for _ in range(3):
+        killed_while_writing(tmp_path / "file.npz")
+    killed_while_writing(tmp_path / "file.npz2")
+    mine = {".file.npz.bak", ".file.npz.0123456.tmp", ".file.npz.0123456x.tmp", "file.npz.01234567.tmp"}
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".file.npz.01234567.tmp").symlink_to(tmp_path / ".file.npz.bak")
+    os.mkfifo(tmp_path / ".file.npz.76543210.tmp")
+    assert len(leftovers(tmp_path / "file.npz")) == 3  # 1 of them is a link, 1 a pipe
+    with write_beside(tmp_path / "file.npz") as file:
+        file.write(b"new")
+    kept = set(names(tmp_path)) - mine
+    assert {name for name in kept if ".npz2." not in name} == {
+        "file.npz", ".file.npz.01234567.tmp", ".file.npz.76543210.tmp"
+    }  # fmt: skip
+    assert len(leftovers(tmp_path / "file.npz2")) == 1  # another target's
+
+
+def test_what_someone_is_writing_is_not_cleared(tmp_path):
+    with write_beside(tmp_path / "file") as slow:
+        slow.write(b"slow")
+        with write_beside(tmp_path / "file") as fast:
+            fast.write(b"fast")
+        assert (tmp_path / "file").read_bytes() == b"fast"
+    assert (tmp_path / "file").read_bytes() == b"slow" and names(tmp_path) == ["file"]
+
+
+def test_files_of_a_folder_appear_together(tmp_path):
+    targets = [tmp_path / "a", tmp_path / "b"]
+    with write_together(targets) as files:
+        for file in files:
+            file.write(b"new")
+        assert not any(target.exists() for target in targets)
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_an_interrupt_between_two_renames_does_not_leave_new_beside_old(tmp_path, monkeypatch):
+    targets = [tmp_path / name for name in ("a", "b", "c")]
+    for target in targets:
+        target.write_bytes(b"old")
+    replace, calls = os.replace, []
+
+    def interrupted(source, target):
+        replace(source, target)
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), write_together(targets) as files:
+        for file in files:
+            file.write(b"new")
+    assert {target.read_bytes() for target in targets} == {b"new"} and names(tmp_path) == ["a", "b", "c"]
+
+
+def test_a_folder_is_locked_for_others_and_leaves_no_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_TIMEOUT", 0.1)
+    with locked_folder(tmp_path / "a" / "model") as folder:
+        assert folder == tmp_path / "a" / "model"
+        with pytest.raises(TimeoutError, match=r"model is locked by another process"), locked_folder(folder):
+            pass
+        with locked_folder(tmp_path / "other"):
+            pass
+    assert names(folder) == []
+    (folder / files.LOCK_FILE).touch()  # of a killed process: nobody holds it
+    with locked_folder(folder):
+        pass
+    assert names(folder) == []
+
+
+def test_one_writer_at_a_time(tmp_path):
+    """Each adds one to a number in the folder; without the lock some additions are lost."""
+    (tmp_path / "count").write_text("0")
+
+    def add():
+        for _ in range(25):
+            with locked_folder(tmp_path) as folder:
+                count = int((folder / "count").read_text())
+                time.sleep(0.0005)
+                (folder / "count").write_text(str(count + 1))
+
+    threads = [threading.Thread(target=add) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "count").read_text() == "100"
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path):
     (tmp_path / "model").write_text("a file")
-    with pytest.raises(FileExistsError, match="is a file"), folder_beside(tmp_path / "model"):
+    with pytest.raises(FileExistsError, match="is a file"), locked_folder(tmp_path / "model"):
         pass
     assert (tmp_path / "model").read_text() == "a file" and names(tmp_path) == ["model"]

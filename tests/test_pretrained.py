@@ -512,7 +512,7 @@ def test_dinov2_without_a_network(no_network):
 
 def test_the_advice_for_dinov2_works(small_config, tmp_path):
     """Weights named by hand are used, without any network."""
-    config = small_config()
+    config = small_config(vit="vit_small_patch14_dinov2.lvd142m")
     vit = REAL_CREATE_MODEL(config.vit, num_classes=0, **config.vit_kwargs)
     save_file(vit.state_dict(), tmp_path / "vit.safetensors")
     kwargs = {**config.vit_kwargs, "pretrained_cfg_overlay": {"file": os.fspath(tmp_path / "vit.safetensors")}}

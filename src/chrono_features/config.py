@@ -31,6 +31,28 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 }
 _PLACEMENTS = ("all", "early", "late", "alternate", "none")
 
+# What a configuration that is read from a file may hold: the fields of `ChronoConfig`, and of timm's keyword arguments
+# those that describe a network. None of them names a file, an address, a device or code.
+VIT_KWARGS = frozenset(
+    {
+        "img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth", "num_heads",
+        "num_kv_heads", "mlp_ratio", "qkv_bias", "qkv_fused", "qk_norm", "scale_attn_norm", "scale_mlp_norm",
+        "scale_mlp", "scale_attn_inner", "proj_bias", "attn_type", "attn_layer", "init_values",
+        "attn_only_layer_scale", "class_token", "reg_tokens", "num_reg_tokens", "pos_embed", "no_embed_class",
+        "pre_norm", "final_norm", "fc_norm", "pool_include_prefix", "use_post_norm", "use_pre_transformer_norm",
+        "use_post_transformer_norm", "use_fc_norm", "norm_layer", "embed_norm_layer", "act_layer", "swiglu_mlp",
+        "swiglu_align_to", "use_abs_pos_emb", "use_rot_pos_emb", "rope_type", "rope_grid_offset",
+        "rope_grid_indexing", "rope_temperature", "rope_rotate_half", "rope_shift_coords", "rope_jitter_coords",
+        "rope_rescale_coords", "rope_mrope_section", "ref_feat_shape", "attn_pool_num_heads",
+        "attn_pool_mlp_ratio", "dynamic_img_size", "dynamic_img_pad", "drop_rate", "pos_drop_rate",
+        "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init", "fix_init",
+        "head_init_scale",
+    }
+)  # fmt: skip
+WEIGHT_SOURCES = frozenset({"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})  # timm's
+MAX_DEPTH = 1000  # blocks of a ViT from a file
+MAX_NUMBER = 2**31 - 1  # in vit_kwargs from a file
+
 
 @dataclass(frozen=True)
 class ChronoConfig:
@@ -175,6 +197,47 @@ class ChronoConfig:
             raise ValueError(f"unknown config keys {unknown}; expected keys out of {sorted(known)}")
         return cls(**values)
 
+    @classmethod
+    def from_json(cls, text: str | bytes) -> ChronoConfig:
+        """Reads a configuration that a stranger may have written.
+
+        Raises:
+            ValueError: It is no JSON, or holds what a file may not, see `VIT_KWARGS`.
+        """
+        try:
+            values = json.loads(text, object_pairs_hook=_distinct)
+            if not isinstance(values, dict):
+                raise ValueError(f"holds a {type(values).__name__}; expected an object")
+            config = cls.from_dict(values)
+        except RecursionError as error:
+            raise ValueError("nested too deeply; expected an object of plain values") from error
+        if ":" in config.vit or "/" in config.vit:
+            raise refusal("vit", config.vit, "a plain model name of timm, as it comes from a file")
+        if unknown := sorted(config.vit_kwargs.keys() - VIT_KWARGS):
+            raise refusal(
+                "vit_kwargs", unknown, f"keys out of {', '.join(sorted(VIT_KWARGS))}, as they come from a file"
+            )
+        for key, value in config.vit_kwargs.items():
+            if not all(_is_plain(v) for v in (value if isinstance(value, list) else [value])):
+                raise refusal(f"vit_kwargs[{key!r}]", value, "a text, a finite number, a truth value, null, or a list")
+        if not is_integer(depth := config.vit_kwargs.get("depth", 1), 1, MAX_DEPTH):
+            raise refusal("vit_kwargs['depth']", depth, f"1 to {MAX_DEPTH}")
+        return config
+
+    def to_json(self) -> str:
+        """The inverse of `from_json`. Where timm finds pretrained weights is left out: the saved model has its own.
+
+        Raises:
+            ValueError: `vit_kwargs` has what `from_json` refuses.
+        """
+        kwargs = {key: value for key, value in self.vit_kwargs.items() if key not in WEIGHT_SOURCES}
+        try:
+            text = json.dumps(self.replace(vit_kwargs=kwargs).to_dict(), indent=2) + "\n"
+            self.from_json(text)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"this configuration cannot be saved: {error}") from error
+        return text
+
     def replace(self, **changes: Any) -> ChronoConfig:
         """A copy with some fields changed, checked like a new one."""
         return self.from_dict({**vars(self), **changes})
@@ -193,6 +256,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(map(_plain, value))
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key comes twice; expected each once")
+    return values
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, bool)) or (is_number(value) and abs(value) <= MAX_NUMBER)
 
 
 def _are_numbers(value: Any, count: int) -> bool:

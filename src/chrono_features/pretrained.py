@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import tempfile
@@ -13,16 +12,26 @@ from typing import Any
 import torch
 from filelock import FileLock
 from huggingface_hub import HfApi, constants, hf_hub_download
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .backbone import ChronoBackbone
-from .config import ChronoConfig, check_grid
+from .checkpoints import (
+    ADAPTERS_ONLY,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Checkpoint,
+    build,
+    checked_state,
+    on_meta,
+    read_checkpoint,
+)
+from .config import WEIGHT_SOURCES, ChronoConfig, check_grid
 from .extras import MissingExtra, require
-from .files import folder_beside
+from .files import locked_folder, naming, write_together
+from .vit import create_vit
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 BUNDLED = Path(__file__).parent / "assets" / "chrono-tiny"
 # File ids on Google Drive, from the README of https://github.com/cvlab-kaist/Chrono
 AUTHORS_FILES = {
@@ -34,7 +43,6 @@ DINOV2_VITS = {
     "dinov2-vitb14": "vit_base_patch14_dinov2.lvd142m",
 }
 NAMES = ("chrono-tiny", *AUTHORS_FILES, *DINOV2_VITS)
-_ADAPTERS_ONLY = "adapters"  # value of the safetensors metadata key "contents"
 
 
 def load(
@@ -118,15 +126,21 @@ def save(
     """
     if adapters_only and not (model.config.freeze_vit and model.stem is None):
         raise ValueError("adapters_only=True with a ViT that is trained too; expected freeze_vit=True and stem='patch'")
-    folder = Path(folder)
+    if adapters_only and (sources := sorted(WEIGHT_SOURCES & model.config.vit_kwargs.keys())):
+        named = ", ".join(sources)
+        raise ValueError(f"adapters_only=True with {named} in vit_kwargs, which no file may name; expected False")
+    text = model.config.to_json()
+    metadata = {"format": "pt", "contents": ADAPTERS_ONLY if adapters_only else "all", "config": text}
     state = {k: v.contiguous() for k, v in model.state_dict().items() if not (adapters_only and k.startswith("vit."))}
-    with folder_beside(folder) as beside:
-        save_file(
-            state, beside / WEIGHTS_FILE, {"format": "pt", "contents": _ADAPTERS_ONLY if adapters_only else "all"}
-        )
-        (beside / CONFIG_FILE).write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
-        if not (folder / "README.md").exists():
-            (beside / "README.md").write_text(_MODEL_CARD)
+    with locked_folder(folder) as folder:
+        # Readers take the weights first: new ones beside an old config.json are told by the new one that waits there.
+        targets = [folder / WEIGHTS_FILE, folder / CONFIG_FILE]
+        if not os.path.lexists(folder / "README.md"):
+            targets.append(folder / "README.md")
+        with write_together(targets) as (weights, *others):
+            _save_tensors(state, weights.name, metadata, folder / WEIGHTS_FILE)
+            for file, written in zip(others, (text, _MODEL_CARD), strict=False):
+                file.write(written.encode())
     if push_to_hub:
         token = push_options.pop("token", None)
         api = HfApi(token=token)
@@ -139,6 +153,14 @@ def save(
             repo_id=repo, folder_path=folder, revision=branch, allow_patterns=files, **push_options
         )
     return None
+
+
+def _save_tensors(state: dict[str, Tensor], path: str, metadata: dict[str, str], target: Path) -> None:
+    try:
+        with naming(target):
+            save_file(state, path, metadata)
+    except SafetensorError as error:  # a full disk, too
+        raise OSError(f"{target} could not be written: {error}") from error
 
 
 def load_authors_checkpoint(
@@ -160,7 +182,7 @@ def load_authors_checkpoint(
     """
     source = _authors_state(Path(path))
     config = _authors_config(source, num_heads, grid)
-    return _with_state(config, _rename_authors(source, config), os.fspath(path))
+    return build(Checkpoint(config, _rename_authors(source, config), False), os.fspath(path))
 
 
 def verify(name: str, davis: str | os.PathLike[str] | None = None) -> list[tuple[str, str, str]]:
@@ -187,55 +209,28 @@ def verify(name: str, davis: str | os.PathLike[str] | None = None) -> list[tuple
 def _override(model: ChronoBackbone, overrides: Mapping[str, Any]) -> ChronoBackbone:
     if not overrides:
         return model
-    return _with_state(model.config.replace(**overrides), model.state_dict(), "the checkpoint")
+    return build(Checkpoint(model.config.replace(**overrides), model.state_dict(), False), "the checkpoint")
 
 
 def _load_folder(folder: Path, overrides: Mapping[str, Any]) -> ChronoBackbone:
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}; expected a folder that save_pretrained wrote")
-    try:
-        values = json.loads((folder / CONFIG_FILE).read_text())
-        config = ChronoConfig.from_dict(dict(values)).replace(**overrides)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
-    try:
-        with safe_open(folder / WEIGHTS_FILE, "pt") as file:
-            contents = (file.metadata() or {}).get("contents", "all")
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS_FILE} is not a whole safetensors file: {error}") from error
-    if contents == _ADAPTERS_ONLY:
-        model = _with_timm_weights(config)
-        state |= {key: value for key, value in model.state_dict().items() if key.startswith("vit.")}
-        return _load_strict(model, state, str(folder))
-    return _with_state(config, state, str(folder))
+    checkpoint = read_checkpoint(folder)
+    checkpoint = checkpoint._replace(config=checkpoint.config.replace(**overrides))
+    return _with_vit_of_timm(checkpoint, str(folder)) if checkpoint.adapters_only else build(checkpoint, str(folder))
 
 
-def _with_state(config: ChronoConfig, state: Mapping[str, Tensor], source: str) -> ChronoBackbone:
-    return _load_strict(ChronoBackbone(config), state, source)
-
-
-def _load_strict(model: ChronoBackbone, state: Mapping[str, Tensor], source: str) -> ChronoBackbone:
-    expected = model.state_dict()
-    problems = {
-        "missing keys": sorted(expected.keys() - state.keys()),
-        "unexpected keys": sorted(state.keys() - expected.keys()),
-        "misshapen keys": [
-            f"{k} {tuple(state[k].shape)} instead of {tuple(v.shape)}"
-            for k, v in expected.items()
-            if k in state and state[k].shape != v.shape
-        ],
-    }
-    if any(problems.values()):
-        told = "; ".join(f"{len(keys)} {what}: {_shorten(keys)}" for what, keys in problems.items() if keys)
-        raise ValueError(f"{source} does not fit the model: {told}")
-    model.load_state_dict(dict(state))
+def _with_vit_of_timm(checkpoint: Checkpoint, source: str) -> ChronoBackbone:
+    """The model of a checkpoint that leaves the ViT's weights to timm."""
+    config, plan = checkpoint.config, on_meta(checkpoint.config, source)
+    expected = {key: value for key, value in plan.state_dict().items() if not key.startswith("vit.")}
+    state = checked_state(expected, checkpoint.state, source)
+    with torch.device("meta"):
+        plain = create_vit(config.vit, {}, pretrained=False)
+    own, usual = (sum(p.numel() for p in vit.parameters()) for vit in (plan.vit, plain))
+    if own > 2 * usual:  # a table of positions may be larger
+        raise ValueError(f"{source}: vit_kwargs make {config.vit} of {own} parameters; expected about {usual}")
+    model = _with_timm_weights(config)
+    model.load_state_dict(state, strict=False)  # what else it has is the ViT
     return model
-
-
-def _shorten(keys: list[str], limit: int = 6) -> str:
-    return ", ".join(keys[:limit]) + (", …" if len(keys) > limit else "")
 
 
 def _with_timm_weights(config: ChronoConfig) -> ChronoBackbone:

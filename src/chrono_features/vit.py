@@ -23,6 +23,8 @@ def create_vit(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> Any:
     Raises:
         ValueError: The model is of another class, or drops patches.
     """
+    if kwargs.get("in_chans", 3) != 3:
+        raise ValueError(f"vit_kwargs={dict(kwargs)!r}; expected in_chans=3, the colours of a frame")
     if kwargs.get("patch_drop_rate"):
         raise ValueError(f"vit_kwargs={dict(kwargs)!r}; expected no patch_drop_rate: every patch needs a feature")
     expected = "expected timm's VisionTransformer or Eva"
@@ -31,8 +33,12 @@ def create_vit(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> Any:
     try:
         options = {**kwargs, "num_classes": 0, "dynamic_img_size": True}
         vit: Any = timm.create_model(name, pretrained=pretrained, **options)
-    except TypeError as error:  # other classes do not take all of these
+    except (OSError, RuntimeError) as error:
+        if pretrained:  # they could not be fetched
+            raise
         raise ValueError(f"vit={name!r} with {options}: {error}; {expected}") from error
+    except Exception as error:  # wrong values fail anywhere in timm, and other classes do not take all of these
+        raise ValueError(f"vit={name!r} with {options}: {type(error).__name__}: {error}; {expected}") from error
     if type(vit) not in (VisionTransformer, Eva):
         raise ValueError(f"vit={name!r} is a {type(vit).__name__}; {expected}")
     vit.attn_pool = None

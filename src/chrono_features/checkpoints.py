@@ -1,0 +1,164 @@
+"""A model's folder, config.json and model.safetensors, read as what a stranger may have written.
+
+The configuration stands in the header of model.safetensors too. Both it and the weights are taken from that one file,
+so that a model that is saved meanwhile is read as it was before or as it is now, never as a mixture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .backbone import ChronoBackbone
+from .config import ChronoConfig
+from .files import leftovers, open_regular
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+ADAPTERS_ONLY = "adapters"  # value of the metadata key "contents"
+MAX_CONFIG_BYTES = 1 << 20
+WEIGHT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+class Checkpoint(NamedTuple):
+    """What a folder holds."""
+
+    config: ChronoConfig
+    state: dict[str, Tensor]
+    adapters_only: bool
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Reads a folder that `save_pretrained` wrote.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is broken, holds what it may not, or config.json is not the configuration of the weights.
+    """
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}; expected a folder that save_pretrained wrote")
+    seen = None
+    while True:
+        now = _identities(folder)
+        with _open_weights(folder / WEIGHTS_FILE) as file:
+            about = file.metadata() or {}
+            own = _parsed(about["config"], folder / WEIGHTS_FILE) if "config" in about else None  # since version 0.5
+            beside = read_config(folder / CONFIG_FILE)
+            if own is None:
+                belongs = _identities(folder) == now
+            else:
+                belongs = own == beside or _is_interrupted(folder, own)
+            if belongs:
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+                return Checkpoint(own or beside, state, about.get("contents") == ADAPTERS_ONLY)
+        if now == seen:
+            raise ValueError(
+                f"{folder / CONFIG_FILE} differs from the configuration in {WEIGHTS_FILE}; expected the same. "
+                "Override it in from_pretrained, and save the model to keep that"
+            )
+        seen = now  # unless another process saves at this moment, nothing has changed at the second look
+
+
+def read_config(path: Path) -> ChronoConfig:
+    """Reads config.json; ValueError unless it is a configuration."""
+    if (size := path.stat().st_size) > MAX_CONFIG_BYTES:
+        raise ValueError(f"{path} has {size} bytes; expected at most {MAX_CONFIG_BYTES}")
+    return _parsed(path.read_bytes(), path)
+
+
+def build(checkpoint: Checkpoint, source: str) -> ChronoBackbone:
+    """The model of a configuration with these weights, whose sizes are compared before any is allocated.
+
+    Raises:
+        ValueError: No model can be built, or the weights do not fit; the message names the keys.
+    """
+    model = on_meta(checkpoint.config, source)
+    state = checked_state(model.state_dict(), checkpoint.state, source)
+    model.load_state_dict(state, assign=True)
+    if any(tensor.is_meta for tensor in model.buffers()):  # rotary tables: they are computed, not stored
+        model = ChronoBackbone(checkpoint.config)
+        model.load_state_dict(state)
+    return model
+
+
+def on_meta(config: ChronoConfig, source: str) -> ChronoBackbone:
+    """A model without memory, which has names, shapes and types; ValueError where the configuration allows none."""
+    try:
+        with torch.device("meta"):
+            return ChronoBackbone(config)
+    except (RuntimeError, TypeError, ArithmeticError) as error:  # sizes that no tensor can have
+        raise ValueError(f"{source}: no model can have this configuration ({error})") from error
+
+
+def checked_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Copies of the weights in the model's types; ValueError unless they are its weights and finite."""
+    shared = expected.keys() & state.keys()
+    problems = {
+        "missing keys": sorted(expected.keys() - state.keys()),
+        "unexpected keys": sorted(map(str, state.keys() - expected.keys())),
+        "misshapen keys": [
+            f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+            for key, value in expected.items()
+            if key in shared and state[key].shape != value.shape
+        ],
+        "keys that are not dense floating-point tensors": [
+            f"{key} {state[key].dtype}" for key in sorted(shared) if not _is_dense(state[key])
+        ],
+    }
+    if not any(problems.values()):
+        copies = {key: state[key].to(value.dtype, copy=True).contiguous() for key, value in expected.items()}
+        problems["keys with NaN or infinite values"] = [key for key, value in copies.items() if not _is_finite(value)]
+    if any(problems.values()):
+        told = "; ".join(f"{len(keys)} {what}: {_shorten(keys)}" for what, keys in problems.items() if keys)
+        raise ValueError(f"{source} does not fit the model: {told}")
+    return copies
+
+
+def _open_weights(path: Path) -> AbstractContextManager[Any]:
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def _parsed(text: str | bytes, source: Path) -> ChronoConfig:
+    try:
+        return ChronoConfig.from_json(text)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _is_interrupted(folder: Path, config: ChronoConfig) -> bool:
+    """Whether the config.json of these weights is still, or since someone was killed, waiting to be renamed."""
+    for path in leftovers(folder / CONFIG_FILE):
+        with contextlib.suppress(OSError, ValueError), open(open_regular(path, os.O_RDONLY), "rb") as file:
+            if ChronoConfig.from_json(file.read(MAX_CONFIG_BYTES)) == config:
+                return True
+    return False
+
+
+def _identities(folder: Path) -> list[tuple[int, int, int]]:
+    """What tells one pair of files from another."""
+    files = [(folder / name).stat() for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    return [(file.st_ino, file.st_mtime_ns, file.st_size) for file in files]
+
+
+def _is_dense(value: Tensor) -> bool:
+    usable = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+    return usable and not value.is_meta and value.dtype in WEIGHT_TYPES
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(value.sum().isfinite()) or bool(value.isfinite().all())  # the sum is faster, but may overflow
+
+
+def _shorten(keys: Sequence[str], limit: int = 6) -> str:
+    return ", ".join(keys[:limit]) + (", …" if len(keys) > limit else "")
