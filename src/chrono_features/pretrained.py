@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,9 +27,10 @@ from .checkpoints import (
     on_meta,
     read_checkpoint,
 )
+from .checks import check_flag, check_path, is_folder, is_integer, refusal
 from .config import WEIGHT_SOURCES, ChronoConfig, check_grid
 from .extras import MissingExtra, require
-from .files import write_folder
+from .files import locked_folder, naming, write_together
 from .vit import create_vit
 
 BUNDLED = Path(__file__).parent / "assets" / "chrono-tiny"
@@ -75,8 +75,10 @@ def load(
         "force_download": force_download,
         "local_files_only": local_files_only,
     }
-    name = os.fspath(name)
     check_name(name)
+    name = os.fspath(name)
+    check_flag("force_download", force_download)
+    check_flag("local_files_only", local_files_only)
     if name == "chrono-tiny":
         return _load_folder(BUNDLED, config_overrides)
     if name in AUTHORS_FILES:
@@ -84,19 +86,21 @@ def load(
     if name in DINOV2_VITS:
         config = ChronoConfig(vit=DINOV2_VITS[name], adapter_blocks="none", pos_embed_resize="dinov2")
         return _with_timm_weights(config.replace(**config_overrides))
-    if Path(name).is_dir():
+    if is_folder(Path(name)):
         return _load_folder(Path(name), config_overrides)
     if Path(name).suffix == ".ckpt":
         return _override(load_authors_checkpoint(name, config_overrides.pop("num_heads", None)), config_overrides)
     return _load_folder(_fetch_hub(name, revision=revision, token=token, **hub), config_overrides)
 
 
-def check_name(name: str) -> None:
+def check_name(name: Any) -> None:
     """Raises ValueError, naming the known ones, if `name` cannot be a model's."""
+    expected = f"one of {', '.join(NAMES)}, a folder, a .ckpt file, or a hub id user/model"
+    path = check_path("name", name, expected)
+    name = os.fspath(name)
     hub_id = name.count("/") == 1 and all(name.split("/")) and not name.startswith(".")
-    if not (name in NAMES or hub_id or Path(name).suffix == ".ckpt" or (name and Path(name).is_dir())):
-        known = ", ".join(NAMES)
-        raise ValueError(f"name={name!r}; expected one of {known}, a folder, a .ckpt file, or a hub id user/model")
+    if not (name in NAMES or hub_id or path.suffix == ".ckpt" or is_folder(path)):
+        raise refusal("name", name, expected)
 
 
 def save(
@@ -125,23 +129,26 @@ def save(
     Raises:
         ValueError: `adapters_only` for a model whose ViT was trained.
     """
+    check_flag("adapters_only", adapters_only)
+    check_flag("push_to_hub", push_to_hub)
+    check_path("folder", folder)
     if adapters_only and not (model.config.freeze_vit and model.stem is None):
         raise ValueError("adapters_only=True with a ViT that is trained too; expected freeze_vit=True and stem='patch'")
     if adapters_only and (sources := sorted(WEIGHT_SOURCES & model.config.vit_kwargs.keys())):
         named = ", ".join(sources)
         raise ValueError(f"adapters_only=True with {named} in vit_kwargs, which no file may name; expected False")
-    folder, text = Path(folder), model.config.to_json()
+    text = model.config.to_json()
     metadata = {"format": "pt", "contents": ADAPTERS_ONLY if adapters_only else "all", "config": text}
     state = {k: v.contiguous() for k, v in model.state_dict().items() if not (adapters_only and k.startswith("vit."))}
-    files = [WEIGHTS_FILE, CONFIG_FILE]  # readers find the configuration of new weights even before it is in its place
-    if not os.path.lexists(folder / "README.md"):
-        files.append("README.md")
-    with write_folder(folder, files) as new:
-        (new / CONFIG_FILE).write_text(text, encoding="utf-8")
-        if "README.md" in files:
-            (new / "README.md").write_text(_MODEL_CARD, encoding="utf-8")
-        _save_tensors(state, new / WEIGHTS_FILE, metadata, folder / WEIGHTS_FILE)
-        shutil.copymode(new / CONFIG_FILE, new / WEIGHTS_FILE)
+    with locked_folder(folder) as folder:
+        # Readers take the weights first: new ones beside an old config.json are told by the new one that waits there.
+        targets = [folder / WEIGHTS_FILE, folder / CONFIG_FILE]
+        if not os.path.lexists(folder / "README.md"):
+            targets.append(folder / "README.md")
+        with write_together(targets) as (weights, *others):
+            _save_tensors(state, weights.name, metadata, folder / WEIGHTS_FILE)
+            for file, written in zip(others, (text, _MODEL_CARD), strict=False):
+                file.write(written.encode())
     if push_to_hub:
         token = push_options.pop("token", None)
         api = HfApi(token=token)
@@ -156,9 +163,10 @@ def save(
     return None
 
 
-def _save_tensors(state: dict[str, Tensor], path: Path, metadata: dict[str, str], target: Path) -> None:
+def _save_tensors(state: dict[str, Tensor], path: str, metadata: dict[str, str], target: Path) -> None:
     try:
-        save_file(state, path, metadata)
+        with naming(target):
+            save_file(state, path, metadata)
     except SafetensorError as error:  # a full disk, too
         raise OSError(f"{target} could not be written: {error}") from error
 
@@ -333,8 +341,8 @@ def _authors_config(state: Mapping[str, Tensor], num_heads: int | None, grid: tu
         if width % 64:
             raise ValueError(f"num_heads=None; expected the number of heads, as the width {width} is no multiple of 64")
         num_heads = width // 64
-    elif num_heads < 1 or width % num_heads:
-        raise ValueError(f"num_heads={num_heads!r}; expected a divisor of the width {width}")
+    elif not is_integer(num_heads, 1) or width % num_heads:
+        raise refusal("num_heads", num_heads, f"a divisor of the width {width}")
     depth = len({key.split(".")[2] for key in state if key.startswith("dino.blocks.")})
     registers = state.get("dino.register_tokens")
     side = round((position.shape[1] - 1) ** 0.5)
