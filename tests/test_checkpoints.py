@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import threading
 import time
 
@@ -12,9 +13,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from chrono_features import ChronoBackbone, files
+from chrono_features import ChronoBackbone, files, pretrained
 from chrono_features.config import VIT_KWARGS
-from chrono_features.files import leftovers
+from chrono_features.files import STAGING
 
 FILES = ["README.md", "config.json", "model.safetensors"]
 
@@ -294,10 +295,8 @@ def test_a_kill_at_every_rename(small_model, tmp_path, rename, after):
         files.os.replace = replace
     expected = (1, 1) if (rename, after) == (1, False) else (2, 2)
     assert mark(load(tmp_path / "m")) == expected
-    assert [len(leftovers(tmp_path / "m" / name)) for name in ("config.json", "model.safetensors")] == [
-        0 if (rename, after) == (2, True) else 1,
-        1 if (rename, after) == (1, False) else 0,
-    ]
+    waiting = FILES[1:] if (rename, after) == (1, False) else [] if (rename, after) == (2, True) else ["config.json"]
+    assert names(tmp_path / "m" / STAGING) == waiting
     new.save_pretrained(tmp_path / "m")
     assert names(tmp_path / "m") == [*FILES, "notes.txt"] and mark(load(tmp_path / "m")) == (2, 2)
 
@@ -344,6 +343,52 @@ def test_writers_beside_each_other_lose_nothing(small_model, tmp_path):
         thread.join()
     assert not errors and names(tmp_path / "m") == [*FILES, "notes.txt"]
     assert mark(load(tmp_path / "m")) in {(1, 1), (2, 2)}
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe"])
+def test_what_stands_where_new_files_wait_is_removed_not_followed(small_model, folder, tmp_path, kind):
+    staging = folder / STAGING
+    if kind == "folder":
+        staging.mkdir()
+        (staging / "config.json").symlink_to(tmp_path)
+    elif kind == "link":
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "config.json").write_text("mine")
+        staging.symlink_to(tmp_path / "elsewhere")
+    else:
+        os.mkfifo(staging)
+    assert load(folder).config.radius == 5.0
+    small_model(radius=2.0).save_pretrained(folder)
+    assert names(folder) == FILES and load(folder).config.radius == 2.0
+    assert kind != "link" or (tmp_path / "elsewhere" / "config.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_all_files_have_the_mode_of_the_umask(small_model, tmp_path, umask):
+    previous = os.umask(umask)
+    try:
+        small_model().save_pretrained(tmp_path / "m")
+    finally:
+        os.umask(previous)
+    assert {stat.S_IMODE((tmp_path / "m" / name).stat().st_mode) for name in FILES} == {0o666 & ~umask}
+
+
+def test_what_is_no_folder_is_refused_before_anything_is_written(small_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "save_file", lambda *_: pytest.fail("too late"))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("pipe", "loop"):
+        with pytest.raises(OSError, match=name):
+            small_model().save_pretrained(tmp_path / name)
+    (tmp_path / "m" / "config.json").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match=r"config\.json is no regular file"):
+        small_model().save_pretrained(tmp_path / "m")
+
+
+def test_a_link_to_no_folder_yet(small_model, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    small_model().save_pretrained(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and names(tmp_path / "real") == FILES
 
 
 def test_the_folder_is_not_replaced(small_model, folder, monkeypatch):

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from chrono_features import files
-from chrono_features.files import leftovers, locked_folder, write_beside, write_together
+from chrono_features.files import write_beside, write_folder
 
 
 def names(folder):
@@ -45,18 +45,19 @@ def test_permissions_follow_the_umask(tmp_path, umask):
     try:
         with write_beside(tmp_path / "file"):
             pass
-        with locked_folder(tmp_path / "folder"):
-            pass
+        with write_folder(tmp_path / "folder", ["file"]) as new:
+            (new / "file").touch()
     finally:
         os.umask(previous)
-    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
+    for name in ("file", "folder/file"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~umask
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~umask
 
 
 def test_the_umask_is_never_touched(tmp_path, monkeypatch):
     """It belongs to the process: a file that another thread makes meanwhile would be open to all."""
     monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask was changed"))
-    with write_beside(tmp_path / "file"), locked_folder(tmp_path / "folder"):
+    with write_beside(tmp_path / "file"), write_folder(tmp_path / "folder", ["file"]):
         pass
 
 
@@ -130,19 +131,19 @@ def test_the_next_run_clears_what_a_killed_one_left(tmp_path):
     for _ in range(3):
         killed_while_writing(tmp_path / "file.npz")
     killed_while_writing(tmp_path / "file.npz2")
+    assert len(names(tmp_path)) == 2  # each clears what the one before left
     mine = {".file.npz.bak", ".file.npz.0123456.tmp", ".file.npz.0123456x.tmp", "file.npz.01234567.tmp"}
     for name in mine:
         (tmp_path / name).write_text("mine")
     (tmp_path / ".file.npz.01234567.tmp").symlink_to(tmp_path / ".file.npz.bak")
     os.mkfifo(tmp_path / ".file.npz.76543210.tmp")
-    assert len(leftovers(tmp_path / "file.npz")) == 3  # 1 of them is a link, 1 a pipe
     with write_beside(tmp_path / "file.npz") as file:
         file.write(b"new")
     kept = set(names(tmp_path)) - mine
     assert {name for name in kept if ".npz2." not in name} == {
         "file.npz", ".file.npz.01234567.tmp", ".file.npz.76543210.tmp"
     }  # fmt: skip
-    assert len(leftovers(tmp_path / "file.npz2")) == 1  # another target's
+    assert sum(".npz2." in name for name in kept) == 1  # another target's
 
 
 def test_what_someone_is_writing_is_not_cleared(tmp_path):
@@ -154,45 +155,59 @@ def test_what_someone_is_writing_is_not_cleared(tmp_path):
     assert (tmp_path / "file").read_bytes() == b"slow" and names(tmp_path) == ["file"]
 
 
-def test_files_of_a_folder_appear_together(tmp_path):
-    targets = [tmp_path / "a", tmp_path / "b"]
-    with write_together(targets) as files:
-        for file in files:
-            file.write(b"new")
-        assert not any(target.exists() for target in targets)
-    assert names(tmp_path) == ["a", "b"]
+def test_files_of_a_folder_appear_once_all_are_whole(tmp_path):
+    folder = tmp_path / "a" / "model"
+    for text in ("first", "second"):
+        with write_folder(folder, ["weights", "config"]) as new:
+            (new / "config").write_text(text)
+            (new / "weights").write_text(text)
+            assert text == "second" or not (folder / "weights").exists()
+        assert {(folder / name).read_text() for name in ("weights", "config")} == {text}
+        (folder / "notes").write_text("mine")
+    assert names(folder) == ["config", "notes", "weights"]
 
 
-def test_an_interrupt_between_two_renames_does_not_leave_new_beside_old(tmp_path, monkeypatch):
-    targets = [tmp_path / name for name in ("a", "b", "c")]
-    for target in targets:
-        target.write_bytes(b"old")
-    replace, calls = os.replace, []
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_interrupted_folder_keeps_the_old_files(tmp_path, error):
+    (tmp_path / "weights").write_text("old")
+    with pytest.raises(error), write_folder(tmp_path, ["weights"]) as new:
+        (new / "weights").write_text("ne")
+        raise error
+    assert (tmp_path / "weights").read_text() == "old" and names(tmp_path) == ["weights"]
+
+
+def test_an_interrupt_between_two_renames_keeps_the_rest(tmp_path, monkeypatch):
+    replace = os.replace
 
     def interrupted(source, target):
         replace(source, target)
-        calls.append(target)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
+
+    def write():
+        with write_folder(tmp_path, ["a", "b"]) as new:
+            for name in ("a", "b"):
+                (new / name).write_text("new")
 
     monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt), write_together(targets) as files:
-        for file in files:
-            file.write(b"new")
-    assert {target.read_bytes() for target in targets} == {b"new"} and names(tmp_path) == ["a", "b", "c"]
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert names(tmp_path) == [files.STAGING, "a"] and names(tmp_path / files.STAGING) == ["b"]
+    monkeypatch.setattr(os, "replace", replace)
+    write()
+    assert names(tmp_path) == ["a", "b"]
 
 
 def test_a_folder_is_locked_for_others_and_leaves_no_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LOCK_TIMEOUT", 0.1)
-    with locked_folder(tmp_path / "a" / "model") as folder:
-        assert folder == tmp_path / "a" / "model"
-        with pytest.raises(TimeoutError, match=r"model is locked by another process"), locked_folder(folder):
+    folder = tmp_path / "model"
+    with write_folder(folder, ["a"]):
+        with pytest.raises(TimeoutError, match=r"model is locked by another process"), write_folder(folder, ["a"]):
             pass
-        with locked_folder(tmp_path / "other"):
+        with write_folder(tmp_path / "other", ["a"]):
             pass
     assert names(folder) == []
     (folder / files.LOCK_FILE).touch()  # of a killed process: nobody holds it
-    with locked_folder(folder):
+    with write_folder(folder, ["a"]):
         pass
     assert names(folder) == []
 
@@ -203,10 +218,10 @@ def test_one_writer_at_a_time(tmp_path):
 
     def add():
         for _ in range(25):
-            with locked_folder(tmp_path) as folder:
-                count = int((folder / "count").read_text())
+            with write_folder(tmp_path, ["count"]) as new:
+                count = int((tmp_path / "count").read_text())
                 time.sleep(0.0005)
-                (folder / "count").write_text(str(count + 1))
+                (new / "count").write_text(str(count + 1))
 
     threads = [threading.Thread(target=add) for _ in range(4)]
     for thread in threads:
@@ -218,6 +233,6 @@ def test_one_writer_at_a_time(tmp_path):
 
 def test_a_file_in_the_place_of_the_folder(tmp_path):
     (tmp_path / "model").write_text("a file")
-    with pytest.raises(FileExistsError, match="is a file"), locked_folder(tmp_path / "model"):
+    with pytest.raises(FileExistsError, match="is a file"), write_folder(tmp_path / "model", ["a"]):
         pass
     assert (tmp_path / "model").read_text() == "a file" and names(tmp_path) == ["model"]

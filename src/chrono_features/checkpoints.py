@@ -6,20 +6,18 @@ so that a model that is saved meanwhile is read as it was before or as it is now
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from .backbone import ChronoBackbone
 from .config import ChronoConfig
-from .files import leftovers, open_regular
+from .files import STAGING, open_regular
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 ADAPTERS_ONLY = "adapters"  # value of the metadata key "contents"
@@ -45,26 +43,37 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}; expected a folder that save_pretrained wrote")
-    seen = None
-    while True:
-        now = _identities(folder)
-        with _open_weights(folder / WEIGHTS_FILE) as file:
+    while True:  # until nobody saves meanwhile: safetensors opens the file twice, for the header and for the weights
+        before = _identities(folder)
+        try:
+            checkpoint = _read(folder)
+        except ValueError:
+            if _identities(folder) == before:
+                raise
+        else:
+            if _identities(folder) == before:
+                return checkpoint
+
+
+def _read(folder: Path) -> Checkpoint:
+    try:
+        with safe_open(folder / WEIGHTS_FILE, "pt") as file:
             about = file.metadata() or {}
-            own = _parsed(about["config"], folder / WEIGHTS_FILE) if "config" in about else None  # since version 0.5
-            beside = read_config(folder / CONFIG_FILE)
-            if own is None:
-                belongs = _identities(folder) == now
-            else:
-                belongs = own == beside or _is_interrupted(folder, own)
-            if belongs:
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-                return Checkpoint(own or beside, state, about.get("contents") == ADAPTERS_ONLY)
-        if now == seen:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged file raises anything
+        raise ValueError(f"{folder / WEIGHTS_FILE} is not a whole safetensors file: {error}") from error
+    config = read_config(folder / CONFIG_FILE)
+    if "config" in about:  # since version 0.5
+        own = _parsed(about["config"], folder / WEIGHTS_FILE)
+        if own != config and not _is_interrupted(folder, own):
             raise ValueError(
                 f"{folder / CONFIG_FILE} differs from the configuration in {WEIGHTS_FILE}; expected the same. "
                 "Override it in from_pretrained, and save the model to keep that"
             )
-        seen = now  # unless another process saves at this moment, nothing has changed at the second look
+        config = own
+    return Checkpoint(config, state, about.get("contents") == ADAPTERS_ONLY)
 
 
 def read_config(path: Path) -> ChronoConfig:
@@ -122,13 +131,6 @@ def checked_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], s
     return copies
 
 
-def _open_weights(path: Path) -> AbstractContextManager[Any]:
-    try:
-        return safe_open(path, "pt")
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-
-
 def _parsed(text: str | bytes, source: Path) -> ChronoConfig:
     try:
         return ChronoConfig.from_json(text)
@@ -138,11 +140,11 @@ def _parsed(text: str | bytes, source: Path) -> ChronoConfig:
 
 def _is_interrupted(folder: Path, config: ChronoConfig) -> bool:
     """Whether the config.json of these weights is still, or since someone was killed, waiting to be renamed."""
-    for path in leftovers(folder / CONFIG_FILE):
-        with contextlib.suppress(OSError, ValueError), open(open_regular(path, os.O_RDONLY), "rb") as file:
-            if ChronoConfig.from_json(file.read(MAX_CONFIG_BYTES)) == config:
-                return True
-    return False
+    try:
+        with open(open_regular(folder / STAGING / CONFIG_FILE, os.O_RDONLY), "rb") as file:
+            return ChronoConfig.from_json(file.read(MAX_CONFIG_BYTES)) == config
+    except (OSError, ValueError):
+        return False
 
 
 def _identities(folder: Path) -> list[tuple[int, int, int]]:

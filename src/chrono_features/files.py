@@ -6,9 +6,10 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +20,7 @@ try:
 except ImportError:  # Windows, where a file that is open cannot be removed either
     fcntl = None  # type: ignore[assignment]
 
-LOCK_FILE = ".lock"
+STAGING, LOCK_FILE = ".saving", ".lock"  # in a folder that is being written
 LOCK_TIMEOUT = 600.0  # seconds; a model is written in a few
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
@@ -28,65 +29,55 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 def write_beside(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Opens a temporary file beside `path` and renames it to `path` once everything is written.
 
+    What killed processes left of the same file is removed.
+
     Raises:
         FileNotFoundError: The parent folder is missing.
         FileExistsError: `path` is a folder, a device or another thing that is no file.
         OSError: There is no space, or the like; the error names `path`.
     """
-    with write_together([regular_target(path)]) as (file,):
+    target = regular_target(path)
+    _clear(target)
+    with naming(target), _temporary(target) as file:
         yield file
+        if not file.closed:
+            file.flush()  # what is buffered may not fit
+        if fcntl is None:
+            file.close()  # Windows renames no open file
+        os.replace(file.name, target)
 
 
 @contextmanager
-def write_together(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[BinaryIO]]:
-    """Like `write_beside` for several files, which are renamed in this order once all of them are written.
+def write_folder(path: str | os.PathLike[str], names: Sequence[str]) -> Iterator[Path]:
+    """A folder for new files, which are renamed into the folder `path` in this order once all are written.
 
-    A process that is killed between two renames leaves the rest beside their targets, see `leftovers`. What killed
-    processes left of the same targets is removed. Links in the place of a target are replaced, not followed.
-    """
-    targets = [Path(path) for path in paths]
-    for target in targets:
-        _check_replaceable(target)
-        _clear(target)
-    with ExitStack() as stack:
-        files = [stack.enter_context(_temporary(target)) for target in targets]
-        with naming(targets[0]):
-            yield files
-            for file in files:
-                file.flush()  # what is buffered may not fit
-        _rename(files, targets)
-
-
-@contextmanager
-def locked_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder, made where there is none, in which no other process writes meanwhile.
+    Whatever else is in `path` stays, and so does `path` itself; it is made where there is none. Links in the place of
+    files are replaced, not followed. Meanwhile no other process writes there. One that is killed between two renames
+    leaves the other files in `STAGING`.
 
     Raises:
-        FileExistsError: `path` is a file.
-        TimeoutError: Another process keeps it locked.
+        FileExistsError: `path` is a file, or one of `names` is no file.
+        TimeoutError: Another process writes there and does not end.
+        OSError: There is no space, or the like; the error names a file.
     """
     folder = folder_target(path)
+    for name in names:
+        _check_replaceable(folder / name)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK_FILE, timeout=LOCK_TIMEOUT)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise TimeoutError(f"{folder} is locked by another process that writes there ({lock.lock_file})") from error
-    try:
-        yield folder
-    finally:
-        with contextlib.suppress(OSError):  # on Windows the lock removes it
-            os.unlink(lock.lock_file)
-        lock.release()
-
-
-def leftovers(path: str | os.PathLike[str]) -> list[Path]:
-    """Temporary files of `path`: of processes that are writing it, or were killed while they did."""
-    target = Path(path)
-    start = _prefix(target)
-    with contextlib.suppress(OSError):
-        return [p for p in target.parent.iterdir() if p.name.startswith(start) and _is_temporary(p.name[len(start) :])]
-    return []
+    with _locked(folder):
+        staging = folder / STAGING
+        _remove(staging)
+        staging.mkdir()
+        try:
+            with naming(folder / names[0]):
+                yield staging
+        except BaseException:
+            _remove(staging)
+            raise
+        for name in names:
+            if (staging / name).exists():
+                os.replace(staging / name, folder / name)
+        _remove(staging)
 
 
 def regular_target(path: str | os.PathLike[str]) -> Path:
@@ -178,14 +169,16 @@ def _temporary(target: Path) -> Iterator[BinaryIO]:
 
 def _clear(target: Path) -> None:
     """Removes temporary files of `target` that no process is writing."""
-    for path in leftovers(target):
-        with contextlib.suppress(OSError):
-            descriptor = open_regular(path, os.O_RDONLY)
-            try:
-                _hold(descriptor, wait=False)
-                path.unlink()
-            finally:
-                os.close(descriptor)
+    start = _prefix(target)
+    for path in target.parent.iterdir():
+        if path.name.startswith(start) and _is_temporary(path.name[len(start) :]):
+            with contextlib.suppress(OSError):
+                descriptor = open_regular(path, os.O_RDONLY)
+                try:
+                    _hold(descriptor, wait=False)
+                    path.unlink()
+                finally:
+                    os.close(descriptor)
 
 
 def _hold(descriptor: int, wait: bool) -> None:
@@ -198,15 +191,23 @@ def _hold(descriptor: int, wait: bool) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
-def _rename(files: Sequence[BinaryIO], targets: Sequence[Path]) -> None:
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / LOCK_FILE, timeout=LOCK_TIMEOUT)
     try:
-        for file, target in zip(files, targets, strict=True):
-            if fcntl is None:
-                file.close()  # Windows renames no open file
-            os.replace(file.name, target)
-    except BaseException:
-        left = [(file.name, target) for file, target in zip(files, targets, strict=True) if os.path.exists(file.name)]
-        if len(left) < len(files):  # an interrupt between two: new and old may not stand side by side
-            for name, target in left:
-                os.replace(name, target)
-        raise
+        lock.acquire()
+    except Timeout as error:
+        raise TimeoutError(f"{folder} is locked by another process that writes there ({lock.lock_file})") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # on Windows the lock removes it
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+def _remove(staging: Path) -> None:
+    if staging.is_dir() and not staging.is_symlink():
+        shutil.rmtree(staging)
+    else:
+        staging.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ from .checkpoints import (
 from .checks import check_flag, check_path, is_folder, is_integer, refusal
 from .config import WEIGHT_SOURCES, ChronoConfig, check_grid
 from .extras import MissingExtra, require
-from .files import locked_folder, naming, write_together
+from .files import write_folder
 from .vit import create_vit
 
 BUNDLED = Path(__file__).parent / "assets" / "chrono-tiny"
@@ -137,18 +138,18 @@ def save(
     if adapters_only and (sources := sorted(WEIGHT_SOURCES & model.config.vit_kwargs.keys())):
         named = ", ".join(sources)
         raise ValueError(f"adapters_only=True with {named} in vit_kwargs, which no file may name; expected False")
-    text = model.config.to_json()
+    folder, text = Path(folder), model.config.to_json()
     metadata = {"format": "pt", "contents": ADAPTERS_ONLY if adapters_only else "all", "config": text}
     state = {k: v.contiguous() for k, v in model.state_dict().items() if not (adapters_only and k.startswith("vit."))}
-    with locked_folder(folder) as folder:
-        # Readers take the weights first: new ones beside an old config.json are told by the new one that waits there.
-        targets = [folder / WEIGHTS_FILE, folder / CONFIG_FILE]
-        if not os.path.lexists(folder / "README.md"):
-            targets.append(folder / "README.md")
-        with write_together(targets) as (weights, *others):
-            _save_tensors(state, weights.name, metadata, folder / WEIGHTS_FILE)
-            for file, written in zip(others, (text, _MODEL_CARD), strict=False):
-                file.write(written.encode())
+    files = [WEIGHTS_FILE, CONFIG_FILE]  # readers find the configuration of new weights even before it is in its place
+    if not os.path.lexists(folder / "README.md"):
+        files.append("README.md")
+    with write_folder(folder, files) as new:
+        (new / CONFIG_FILE).write_text(text, encoding="utf-8")
+        if "README.md" in files:
+            (new / "README.md").write_text(_MODEL_CARD, encoding="utf-8")
+        _save_tensors(state, new / WEIGHTS_FILE, metadata, folder / WEIGHTS_FILE)
+        shutil.copymode(new / CONFIG_FILE, new / WEIGHTS_FILE)
     if push_to_hub:
         token = push_options.pop("token", None)
         api = HfApi(token=token)
@@ -163,10 +164,9 @@ def save(
     return None
 
 
-def _save_tensors(state: dict[str, Tensor], path: str, metadata: dict[str, str], target: Path) -> None:
+def _save_tensors(state: dict[str, Tensor], path: Path, metadata: dict[str, str], target: Path) -> None:
     try:
-        with naming(target):
-            save_file(state, path, metadata)
+        save_file(state, path, metadata)
     except SafetensorError as error:  # a full disk, too
         raise OSError(f"{target} could not be written: {error}") from error
 
