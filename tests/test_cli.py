@@ -279,7 +279,7 @@ def test_mistakes_are_one_line_before_any_work(clip: Path, monkeypatch: pytest.M
     assert "is the video itself" in refuse("pca", clip, "--out", clip)
     assert "expected a name that ends in .safetensors" in refuse("features", clip, "--out", here / "f.npz")
     assert "device='tpu9'" in refuse("track", clip, "--device", "tpu9", "--out", here / "t.npz")
-    assert "every=0" in refuse("track", clip, "--every", 0, "--out", here / "t.npz")
+    assert "--every 0" in refuse("track", clip, "--every", 0, "--out", here / "t.npz")
     assert "frame index" in refuse("track", clip, "--queries", "8,1,1", "--out", here / "t.npz")
     assert "x from 0 to 64" in refuse("track", clip, "--queries", "0,65,1", "--out", here / "t.npz")
     assert sorted(here.iterdir()) == files
@@ -607,3 +607,51 @@ def test_calibrate_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "device='tpu9'" in refuse("calibrate", "chrono-tiny", tmp_path / "out", *wrong_device)
     assert "--photographs" in run("calibrate", "chrono-tiny", tmp_path / "out", code=2)
     assert not any(tmp_path.iterdir())
+
+
+def media(name: str) -> Path:
+    return Path(__file__).parent / "data" / "media" / name
+
+
+def test_damage_is_named_in_the_command_line_s_words(tmp_path: Path) -> None:
+    out = tmp_path / "t.npz"
+    shown = run("track", media("mid_concealed.mp4"), "--out", out, "--queries", "grid:2", code=2)
+    assert "first bad frame is 50" in shown and "--end 50" in shown and "--on-damage warn" in shown
+    assert "end=" not in shown and "errors=" not in shown and not out.exists()
+    options = ("--start", 45, "--end", 53, "--queries", "grid:2", "--out", out)
+    shown = run("track", media("mid_concealed.mp4"), *options, "--on-damage", "warn")
+    assert "warning: " in shown and "frame 50 is damaged" in shown
+    assert Tracks.load(out).xy.shape == (4, 8, 2)
+    assert "--on-damage ignore" in run("track", media("upright.mp4"), "--out", out, "--on-damage", "ignore", code=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--start", 10), "--start 10; expected a frame of"),
+        (("--end", 0), "--end 0; expected"),
+        (("--max-frames", 0), "--max-frames 0; expected"),
+        (("--stream", 7), "--stream 7; expected one of 0"),
+        (("--fps", 7), "--fps 7.0; expected no rate"),
+    ],
+)
+def test_arguments_of_reading_are_named_as_options(tmp_path: Path, options: tuple, message: str) -> None:
+    for name in ("track", "features", "pca"):
+        out = tmp_path / {"track": "a.npz", "features": "a.safetensors", "pca": "a.mp4"}[name]
+        assert message in run(name, media("upright.mp4"), "--out", out, *options, code=2)
+        assert not out.exists()
+
+
+def test_the_rate_of_a_folder_of_images(tmp_path: Path, clip: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "frames").mkdir()
+    for t, frame in enumerate(read_video(clip).frames):
+        Image.fromarray(frame.permute(1, 2, 0).numpy()).save(tmp_path / "frames" / f"{t + 5}.png")
+    run("track", tmp_path / "frames", "--fps", 10, "--queries", "grid:2", "--render", tmp_path / "a.mp4")
+    assert read_video(tmp_path / "a.mp4").fps == 10
+
+
+def test_a_url_is_named_whole(tmp_path: Path) -> None:
+    shown = run("track", "https://example.org/a.mp4", "--out", tmp_path / "t.npz", code=2)
+    assert "https://example.org/a.mp4: URLs are not read" in shown

@@ -178,8 +178,11 @@ def test_visible_points_outside(tmp_path: Path) -> None:
         ({"occluded": np.eye(3, 4) > 0, "valid": np.eye(3, 4) > 0}, "no point is visible"),
         ({"points": np.zeros((0, 4, 2)), "occluded": np.zeros((0, 4), bool)}, "no point is visible"),
         ({"frames": 1}, "1 frames; expected at least 2"),
-        ({"frames": 2, "video": [*jpegs(pictures())[:1], b"\xff\xd8\xff\xe0 nothing"]}, "frame 1 does not decode"),
-        ({"frames": 2, "video": [jpegs(pictures())[0], jpegs(pictures())[1][:-100]]}, "frame 1 does not decode"),
+        (
+            {"frames": 2, "video": [*jpegs(pictures())[:1], b"\xff\xd8\xff\xe0 nothing"]},
+            "frame 1: not a readable image",
+        ),
+        ({"frames": 2, "video": [jpegs(pictures())[0], jpegs(pictures())[1][:-100]]}, "frame 1: not a readable image"),
         (
             {"frames": 2, "video": [pictures()[0], pictures(height=16)[0]]},
             r"frame 1 is \(H, W\)=\(16, 20\).*\(12, 20\)",
@@ -601,7 +604,7 @@ def test_masks_that_cannot_be_used(tmp_path: Path) -> None:
     Image.fromarray(pictures()[0]).save(masks / "00001.png")
     refused(r"00001\.png is in colour \(RGB\)")
     (masks / "00001.png").write_bytes(b"nothing")
-    refused(r"00001\.png does not decode")
+    refused(r"00001\.png: not a readable image")
     for t in range(3):
         Image.fromarray(np.zeros((12, 20), np.uint8)).save(masks / f"{t:05}.png")
     refused("no mask shows an object")

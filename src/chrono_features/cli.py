@@ -6,6 +6,7 @@ import csv
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -64,13 +65,18 @@ app = typer.Typer(
     help="Dense, temporally-aware video features and point tracks.",
 )
 
-VideoPath = Annotated[Path, typer.Argument(metavar="VIDEO", help="A video, or a folder of .jpg and .png images.")]
+VideoPath = Annotated[Path, typer.Argument(metavar="VIDEO", help="A video file, or a folder of images.")]
 Model = Annotated[str, typer.Option(help="A known name, a folder, a hub id or an authors' .ckpt.")]
 Device = Annotated[str, typer.Option(help="auto (cuda, then mps, then cpu), or a torch device.")]
 Start = Annotated[int, typer.Option(help="First frame of the file to use.")]
 End = Annotated[int | None, typer.Option(help="Frame of the file to stop before.")]
 Every = Annotated[int, typer.Option(help="Use every n-th frame.")]
 MaxFrames = Annotated[int | None, typer.Option(help="Use at most this many frames.")]
+Stream = Annotated[int | None, typer.Option(help="Index of the video stream in the file.  [default: FFmpeg's best]")]
+Fps = Annotated[float | None, typer.Option(help="Frames per second of a folder of images.  [default: 24]")]
+OnDamage = Annotated[
+    str, typer.Option(help="Where the video is damaged: raise an error, or warn and use what decodes.")
+]
 InMemory = Annotated[
     int | None,
     typer.Option(min=1, help="Frames in the network at a time, for long videos; the rest waits in main memory."),
@@ -109,6 +115,9 @@ def track(
     end: End = None,
     every: Every = 1,
     max_frames: MaxFrames = None,
+    stream: Stream = None,
+    fps: Fps = None,
+    on_damage: OnDamage = "raise",
     max_frames_in_memory: InMemory = None,
     refine: Annotated[bool, typer.Option("--refine", help="Align positions with the pixels.")] = False,
     min_confidence: Annotated[
@@ -118,7 +127,7 @@ def track(
     """Track points through a video."""
     if out is None and render is None:
         out = Path("tracks.npz")
-    selection = {"start": start, "end": end, "every": every, "max_frames": max_frames}
+    selection = _selection(start, end, every, max_frames, stream, fps, on_damage)
     improve: dict[str, Any] = {"refine": "photometric"} if refine else {}
     if min_confidence is not None:
         improve["confidence"] = True
@@ -146,6 +155,9 @@ def features(
     end: End = None,
     every: Every = 1,
     max_frames: MaxFrames = None,
+    stream: Stream = None,
+    fps: Fps = None,
+    on_damage: OnDamage = "raise",
     max_frames_in_memory: InMemory = None,
 ) -> None:
     """Compute the features of a video."""
@@ -155,7 +167,7 @@ def features(
 
     check_output("out", out, [".safetensors"], video)
     place = pick_device(device)
-    clip = _read(video, model, start=start, end=end, every=every, max_frames=max_frames)
+    clip = _read(video, model, **_selection(start, end, every, max_frames, stream, fps, on_damage))
     result = _features(_load(model, place), clip, place, in_memory=max_frames_in_memory)
     about = {
         "model": model,
@@ -184,6 +196,9 @@ def pca(
     end: End = None,
     every: Every = 1,
     max_frames: MaxFrames = None,
+    stream: Stream = None,
+    fps: Fps = None,
+    on_damage: OnDamage = "raise",
 ) -> None:
     """Show features as colours: their first three principal components over the whole clip."""
     from .video import VIDEO_FORMATS, write_video
@@ -191,7 +206,7 @@ def pca(
 
     check_output("out", out, VIDEO_FORMATS, video)
     place = pick_device(device)
-    clip = _read(video, model, start=start, end=end, every=every, max_frames=max_frames)
+    clip = _read(video, model, **_selection(start, end, every, max_frames, stream, fps, on_damage))
     network = _load(model, place)
     pictures = pca_frames(_features(network, clip, place), clip.size)
     if beside_vit:
@@ -471,7 +486,7 @@ def _track(
     in_memory: int | None = None,
     improve: dict[str, Any] | None = None,
     min_confidence: float | None = None,
-    **selection: int | None,
+    **selection: Any,
 ) -> None:
     from .checks import check_queries
     from .video import VIDEO_FORMATS, write_video
@@ -523,6 +538,27 @@ def _load(name: str, device: torch.device) -> ChronoBackbone:
         return ChronoBackbone.from_pretrained(name).to(device).eval()
 
 
+def _selection(
+    start: int,
+    end: int | None,
+    every: int,
+    max_frames: int | None,
+    stream: int | None,
+    fps: float | None,
+    on_damage: str,
+) -> dict[str, Any]:
+    """Arguments of `read_video`."""
+    return {
+        "start": start,
+        "end": end,
+        "every": every,
+        "max_frames": max_frames,
+        "stream": stream,
+        "fps": fps,
+        "errors": on_damage,
+    }
+
+
 def _read(path: Path, model: str, **selection: Any) -> Video:
     """The frames to work on, once it is clear that `model` can be loaded."""
     from .pretrained import check_name
@@ -530,8 +566,27 @@ def _read(path: Path, model: str, **selection: Any) -> Video:
 
     check_name(model)
 
-    with _progress(f"reading {path.name}", TextColumn("{task.completed} frames")) as update:
-        return read_video(path, **selection, on_frame=update)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            with _progress(f"reading {path.name}", TextColumn("{task.completed} frames")) as update:
+                return read_video(path, **selection, on_frame=update)
+        except ValueError as error:
+            raise ValueError(_as_options(str(error), path)) from error
+        finally:
+            for warning in told:
+                text = _as_options(str(warning.message), path)
+                Console(stderr=True).print(Text(f"warning: {text}", "yellow"), soft_wrap=True)
+
+
+def _as_options(message: str, path: Path) -> str:
+    """A message of `read_video` with its arguments, as end=6, in the command line's own words: --end 6."""
+
+    def option(match: re.Match[str]) -> str:
+        return f"--{'on-damage' if match[1] == 'errors' else match[1].replace('_', '-')} {match[2] or ''}"
+
+    arguments = re.compile(r"\b(start|end|every|max_frames|stream|fps|errors)=(?:'(\w+)')?")
+    return str(path).join(arguments.sub(option, part) for part in message.split(str(path)))
 
 
 def _read_points(path: Path) -> list[list[float]]:

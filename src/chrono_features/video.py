@@ -5,23 +5,25 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .damage import DEFAULT_FPS, Damage, counted, rate_of
+from .decoding import decode, existing, open_video, video_stream
 from .extras import MissingExtra, how_to_install, require
 from .files import write_beside
+from .images import IMAGE_SUFFIXES, frame_files, read_frame
 
-DEFAULT_FPS = 24.0  # of a folder of images, and of the rare file that tells no rate
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
+Errors = Literal["raise", "warn"]  # of what is damaged in a file
 VIDEO_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
 
@@ -34,12 +36,14 @@ class Video:
         fps: Frames per second of `frames`: the file's rate over `every`.
         start: The file's frame that comes first.
         every: Step in frames of the file.
+        doubtful: Indices of the frames that are damaged, or predicted from damaged ones; only with `errors="warn"`.
     """
 
     frames: Tensor
     fps: float
     start: int = 0
     every: int = 1
+    doubtful: tuple[int, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -54,37 +58,50 @@ def read_video(
     end: int | None = None,
     every: int = 1,
     max_frames: int | None = None,
+    stream: int | None = None,
+    fps: float | None = None,
+    errors: Errors = "raise",
     on_frame: Callable[[int], object] | None = None,
 ) -> Video:
     """Reads frames `start, start + every, ...` before `end`, at most `max_frames`, like a slice.
 
-    The container's rotation and mirroring are applied. Pixels are taken to be square. Frames that are not asked for are
-    decoded, because only that counts them reliably, and dropped at once.
+    Rotation and mirroring that the file asks for are applied. Coordinates are in stored pixels: where these are not
+    square, a warning says so. Frames that are not asked for are decoded, because only that counts them reliably, and
+    dropped at once.
 
     Args:
-        path: A video, or a folder of .jpg and .png images of one size, taken in the order of their names.
+        path: A video, or a folder of images of one size (JPEG, PNG, BMP, TIFF, WebP), taken in the natural order of
+            their names: 2.png before 10.png. Hidden files are left out. A video is a file, never a URL.
         start: First frame.
         end: Frame to stop before; None reads to the end.
         every: Step.
         max_frames: Most frames to return.
+        stream: Index in the file of the video stream to read, as ffprobe shows it; None takes the one that FFmpeg
+            finds best.
+        fps: Frames per second of a folder of images, 24 if None.
+        errors: "raise" stops at the first frame that is damaged or missing. "warn" returns all that decodes, says in a
+            warning which frames are doubtful, and lists them in `doubtful`.
         on_frame: Called after every frame with the number of frames so far.
 
     Raises:
         FileNotFoundError: There is no such file.
         ImportError: The `video` extra is not installed.
         ValueError: A number is out of range, no frame lies in the range, or the file is not a readable video, holds no
-            pictures, or breaks off within the range.
+            images, or is damaged within the range.
     """
-    chosen = iter_frames(path, start=start, end=end, every=every, max_frames=max_frames)
-    fps = frame_rate(path) / every
+    chosen = _chosen(path, start, end, every, max_frames, stream, errors)
+    rate = frame_rate(path, stream=stream, fps=fps) / every
     # A bytearray grows in place: the clip is held once, not as a list of frames and again as their stack.
-    data, shape = bytearray(), torch.Size()
-    for count, frame in enumerate(chosen, 1):
+    data, shape, doubtful = bytearray(), torch.Size(), []
+    for count, (frame, doubt) in enumerate(chosen, 1):
         shape = frame.shape
         data += frame.numpy().data
+        if doubt:
+            doubtful.append(count - 1)
         if on_frame is not None:
             on_frame(count)
-    return Video(torch.frombuffer(data, dtype=torch.uint8).view(-1, *shape), fps, start, every)
+    frames = torch.frombuffer(data, dtype=torch.uint8).view(-1, *shape)
+    return Video(frames, rate, start, every, tuple(doubtful))
 
 
 def iter_frames(
@@ -94,31 +111,28 @@ def iter_frames(
     end: int | None = None,
     every: int = 1,
     max_frames: int | None = None,
+    stream: int | None = None,
+    errors: Errors = "raise",
 ) -> Iterator[Tensor]:
     """The frames that `read_video` would return, one by one, each (3, H, W) uint8. Raises what `read_video` raises."""
-    _check_whole("start", start, 0)
-    _check_whole("every", every, 1)
-    if end is not None:
-        _check_whole("end", end, start + 1)
-    if max_frames is not None:
-        _check_whole("max_frames", max_frames, 1)
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file; expected a video or a folder of images")
-    if max_frames is not None:
-        stop = start + (max_frames - 1) * every + 1
-        end = stop if end is None else min(end, stop)
-    return _select(path, start, end, every)
+    return (frame for frame, _ in _chosen(path, start, end, every, max_frames, stream, errors))
 
 
-def frame_rate(path: str | os.PathLike[str]) -> float:
-    """Frames per second that the file states; `DEFAULT_FPS` for a folder of images."""
-    path = Path(path)
+def frame_rate(path: str | os.PathLike[str], *, stream: int | None = None, fps: float | None = None) -> float:
+    """Frames per second that the file states; of a folder of images `fps`, or 24.
+
+    Raises:
+        ValueError: `fps` is not above 0, or given for a file.
+    """
+    if fps is not None and not (isinstance(fps, (int, float)) and math.isfinite(fps) and fps > 0):
+        raise ValueError(f"fps={fps!r}; expected a number above 0")
+    path = existing(path)
     if path.is_dir():
-        return DEFAULT_FPS
-    with _open(path) as container:
-        stream = _video_stream(container, path)
-        return float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
+        return DEFAULT_FPS if fps is None else float(fps)
+    if fps is not None:
+        raise ValueError(f"fps={fps!r}; expected no rate for {path}: only a folder of images has none of its own")
+    with open_video(path) as container:
+        return rate_of(video_stream(container, path, stream))
 
 
 def write_video(
@@ -173,131 +187,81 @@ def _check_whole(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name}={value!r}; expected a whole number, {least} or more")
 
 
-def _select(path: Path, start: int, end: int | None, every: int) -> Iterator[Tensor]:
+def _chosen(
+    path: str | os.PathLike[str],
+    start: int,
+    end: int | None,
+    every: int,
+    max_frames: int | None,
+    stream: int | None,
+    errors: Errors,
+) -> Iterator[tuple[Tensor, bool]]:
+    """Checks what was asked for, and gives the frames, each with whether it is doubtful."""
+    _check_whole("start", start, 0)
+    _check_whole("every", every, 1)
+    if end is not None:
+        _check_whole("end", end, start + 1)
+    if max_frames is not None:
+        _check_whole("max_frames", max_frames, 1)
+    if stream is not None:
+        _check_whole("stream", stream, 0)
+    if errors not in get_args(Errors):
+        raise ValueError(f"errors={errors!r}; expected 'raise' or 'warn'")
+    path = existing(path)
+    if path.is_dir() and stream is not None:
+        raise ValueError(f"stream={stream}; expected None for {path}: a folder of images has no streams")
+    if max_frames is not None:
+        stop = start + (max_frames - 1) * every + 1
+        end = stop if end is None else min(end, stop)
+    return _select(path, range(start, sys.maxsize if end is None else end, every), stream, errors)
+
+
+def _select(path: Path, wanted: range, stream: int | None, errors: Errors) -> Iterator[tuple[Tensor, bool]]:
     """Keeps frames by index, converts only those, and insists on one size and on at least one frame."""
     shape, seen = None, 0
-    for seen, convert in enumerate(itertools.islice(_images(path) if path.is_dir() else _decode(path), end), 1):
+    frames = _images(path) if path.is_dir() else _decoded(path, stream, errors)
+    for seen, (convert, doubt) in enumerate(itertools.islice(frames, min(wanted.stop, sys.maxsize)), 1):
         index = seen - 1
-        if index < start or (index - start) % every:
+        if index not in wanted:
             continue
-        frame = torch.from_numpy(convert()).permute(2, 0, 1).contiguous()
+        try:
+            frame = torch.from_numpy(convert()).permute(2, 0, 1).contiguous()
+        except ValueError as error:
+            raise ValueError(str(error) if path.is_dir() else f"{path}: frame {index}, {error}") from error
+        del convert
         if shape not in (None, frame.shape):
             got, expected = tuple(frame.shape), tuple(shape)
             raise ValueError(f"{path}: frame {index} is (3, H, W)={got}; expected {expected} like those before it")
         shape = frame.shape
-        yield frame
+        yield frame, doubt
     if shape is None:
-        raise ValueError(f"start={start}; expected a frame of {path}, which has {seen} frames")
+        raise ValueError(f"start={wanted.start}; expected a frame of {path}, which has {counted(seen)}")
 
 
-def _images(folder: Path) -> Iterator[Callable[[], np.ndarray]]:
-    names = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not names:
+def _images(folder: Path) -> Iterator[tuple[Callable[[], np.ndarray], bool]]:
+    files = frame_files(folder)
+    if not files:
         raise ValueError(f"{folder}: a folder without images; expected {', '.join(IMAGE_SUFFIXES)}")
-    for name in names:
-        yield partial(_read_image, name)
+    for file in files:
+        yield partial(read_frame, file), False
 
 
-def _read_image(path: Path) -> np.ndarray:
-    pil, ops = require("PIL.Image", "video"), require("PIL.ImageOps", "video")
-    try:
-        with pil.open(path) as image:
-            return np.array(ops.exif_transpose(image).convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"{path}: not a readable image ({error})") from error
+def _decoded(path: Path, stream: int | None, errors: Errors) -> Iterator[tuple[Callable[[], np.ndarray], bool]]:
+    """For every frame, a function that converts it to (H, W, 3) RGB, and whether it is doubtful.
 
-
-def _decode(path: Path) -> Iterator[Callable[[], np.ndarray]]:
-    """For every frame, in order of presentation, a function that converts it to (H, W, 3) RGB.
-
-    Frames before a defect come out first, so that whoever stops there never meets it.
+    Frames before a fault come out first, so that whoever stops there never meets it.
     """
-    av = require("av", "video")
-    count, end, defect = 0, 0, ""
-    with _open(path) as container:
-        stream = _video_stream(container, path)
-        stream.thread_type = "AUTO"
-        try:
-            for packet in container.demux(stream):
-                if packet.is_corrupt:
-                    defect = "incomplete data"
-                    break
-                try:
-                    frames = packet.decode()
-                except av.error.InvalidDataError:
-                    if count:
-                        raise
-                    continue  # a recording that starts amid a group of pictures: decoding begins with the next one
-                end = max(end, (packet.pts or 0) + (packet.duration or 0))
-                for frame in frames:
-                    count += 1
-                    yield partial(_to_rgb, frame)
-        except av.error.FFmpegError as error:
-            defect = error.strerror or str(error)
-        if defect:
-            for frame in _flush(stream):
-                count += 1
-                yield partial(_to_rgb, frame)
-        missing = _declared_duration(stream) - float(end * stream.time_base)
-        if not defect and missing > 2 / float(stream.average_rate or DEFAULT_FPS):
-            defect = f"it ends {missing:.2f} s before the duration that it states"
+    damage, count = Damage(path), 0
+    for decoded in decode(path, stream, past_faults=errors == "warn"):
+        if decoded.fault and errors == "raise":
+            raise ValueError(damage.refusal(decoded.number, decoded.fault))
+        damage.warn(decoded.number, decoded.frame is None, decoded.fault, decoded.doubtful)
+        if decoded.frame is not None:
+            count += 1
+            yield decoded.to_rgb, decoded.doubtful
+        del decoded
     if not count:
-        raise ValueError(f"{path}: no frame could be decoded{f' ({defect})' if defect else ''}; is the file damaged?")
-    if defect:
-        raise ValueError(
-            f"{path}: truncated or damaged after {count} frames ({defect}); "
-            f"expected a whole file, or end={count} to use what is there"
-        )
-
-
-def _open(path: Path) -> Any:
-    av = require("av", "video")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a video")
-    try:
-        return av.open(str(path))
-    except av.error.FFmpegError as error:
-        raise ValueError(f"{path}: not a readable video, or truncated ({error.strerror})") from error
-
-
-def _video_stream(container: Any, path: Path) -> Any:
-    cover_art = require("av.stream", "video").Disposition.attached_pic
-    streams = [s for s in container.streams.video if not s.disposition & cover_art]
-    if not streams:
-        others = sorted({s.type for s in container.streams if s.type != "video"}) or ["nothing"]
-        raise ValueError(f"{path}: no video stream; it holds only {', '.join(others)}")
-    return streams[0]
-
-
-def _declared_duration(stream: Any) -> float:
-    """When the last frame ends according to the file's header, in seconds; 0 where the header does not say."""
-    if stream.duration:
-        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-    if tag := stream.metadata.get("DURATION"):  # Matroska: "00:00:02.400000000"
-        hours, minutes, seconds = tag.split(":")
-        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-    return 0.0
-
-
-def _flush(stream: Any) -> list[Any]:
-    """Frames that the decoder still holds back when its input breaks off."""
-    try:
-        return stream.codec_context.decode(None)
-    except require("av", "video").error.FFmpegError:
-        return []
-
-
-def _to_rgb(frame: Any) -> np.ndarray:
-    """(H, W, 3) uint8, upright: turned and mirrored by quarters as the frame's display matrix says."""
-    rgb = frame.to_ndarray(format="rgb24")
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return rgb
-    # x' = a x + c y, y' = b x + d y, up to a shift that keeps the picture on the canvas.
-    a, b, _, c, d = struct.unpack("5i", bytes(matrix)[:20])
-    if abs(b) > abs(a):
-        rgb, a, d = rgb.swapaxes(0, 1), c, b
-    return np.ascontiguousarray(rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+        raise ValueError(f"{path}: no frame could be decoded; is the file damaged?")
 
 
 def _to_array(index: int, frame: np.ndarray | Tensor) -> np.ndarray:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..extras import require
+from ..images import not_hidden, open_image, to_rgb
 from ..video import iter_frames
 from .data import LabelledVideo, Unusable
 
@@ -75,20 +76,26 @@ def read_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
         raise Unusable(str(error)) from error
 
 
-def decoded(source: io.BytesIO | Path, what: str) -> Any:
-    """A whole picture of Pillow's; `what` names it where it does not decode."""
-    pil = require("PIL.Image", "eval")
+def decoded(source: io.BytesIO | Path, what: str, *, every_bit: bool = False) -> Any:
+    """`images.open_image` for data sets; `what` names the image where it does not decode."""
+    require("PIL.Image", "eval")
     try:
-        image = pil.open(source)
-        image.load()
-    except (OSError, SyntaxError, pil.DecompressionBombError) as error:
-        raise Unusable(f"{what} does not decode ({error})") from error
-    return image
+        return open_image(source, what, every_bit=every_bit)
+    except ValueError as error:
+        raise Unusable(str(error)) from error
+
+
+def as_rgb(image: Any, what: str) -> Any:
+    """`images.to_rgb` for data sets; `what` names the image where it has no such form."""
+    try:
+        return to_rgb(image, what)
+    except ValueError as error:
+        raise Unusable(str(error)) from error
 
 
 def files_of(path: Path) -> list[Path]:
     """A video's files: itself, or those in its folder."""
-    return [path] if path.is_file() else sorted(p for p in path.glob("*") if p.is_file())
+    return [path] if path.is_file() else sorted(p for p in not_hidden(path.glob("*")) if p.is_file())
 
 
 def extent(files: Sequence[Path]) -> dict[str, int | str]:

@@ -81,10 +81,7 @@ class HeldOut:
 
     @cached_property
     def _textures(self) -> Tensor | None:
-        try:
-            return load_textures(self.path, self.part) if self.path else None
-        except OSError as error:
-            raise ValueError(f"path: a photograph below {self.path} is not read: {error}") from error
+        return load_textures(self.path, self.part) if self.path else None
 
     def _load(self, index: int) -> LabelledVideo:
         group = GROUPS[index % 3]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..video import IMAGE_SUFFIXES
+from ..images import frame_files, natural, not_hidden
 from .data import Entry, MaskedVideo, Unusable
-from .frames import Size, decoded, extent, files_of, read_frames, stacked
+from .frames import Size, as_rgb, decoded, extent, files_of, read_frames, stacked
 
 VOID = 255  # DAVIS-2017's mark for pixels that count as nothing
 
@@ -21,7 +22,8 @@ class MaskFolder:
 
     The folder of the resolution may have another name, or be left out; where there are several, 480p is read. Values
     of a video's masks, in order, become the objects 1, 2, ... A value of 255 beside others is DAVIS-2017's void and
-    becomes background, as its own evaluation does; on its own it is the one object, as in DAVIS-2016.
+    becomes background, as its own evaluation does; on its own it is the one object, as in DAVIS-2016. Masks may be of
+    16 bits, where 255 is an object as any.
     """
 
     kind = "masks"
@@ -34,7 +36,8 @@ class MaskFolder:
         for folder in (self._images, self._masks):
             if not folder.is_dir():
                 raise FileNotFoundError(f"{folder}: no such folder; expected JPEGImages and Annotations as in DAVIS")
-        self._names = sorted(p.name for p in self._images.iterdir() if p.is_dir() and _images_of(p))
+        videos = sorted(not_hidden(self._images.iterdir()), key=natural)
+        self._names = [folder.name for folder in videos if folder.is_dir() and frame_files(folder)]
         if not self._names:
             raise ValueError(f"{self._images}: no folders of images; expected one for each video")
 
@@ -51,7 +54,7 @@ class MaskFolder:
         )
 
     def _load(self, name: str) -> MaskedVideo:
-        paths = [self._masks / name / f"{image.stem}.png" for image in _images_of(self._images / name)]
+        paths = [self._masks / name / f"{image.stem}.png" for image in frame_files(self._images / name)]
         if missing := [path for path in paths if not path.is_file()]:
             raise Unusable(f"{len(missing)} of {len(paths)} frames have no mask; the first is {missing[0]}")
         frames, size = stacked(read_frames(self._images / name), None)
@@ -61,19 +64,20 @@ class MaskFolder:
         values = sorted({value for mask in masks for value in np.unique(mask).tolist()} - {0})
         if not values:
             raise Unusable("no mask shows an object; expected at least one")
-        if len(values) > 1 and values[-1] == VOID:
+        stack = np.stack(masks)
+        if len(values) > 1 and values[-1] == VOID and stack.dtype == np.uint8:
             values.pop()
-        number = np.zeros(256, np.int64)
-        number[values] = range(1, len(values) + 1)
-        return MaskedVideo(name, self.kind, frames, number[np.stack(masks)])
+        objects = np.array(values)
+        number = np.searchsorted(objects, stack).clip(max=len(objects) - 1)
+        return MaskedVideo(name, self.kind, frames, np.where(objects[number] == stack, number + 1, 0))
 
 
-def _mask(path: Path) -> NDArray[np.uint8]:
-    """(H, W) of a picture with a palette, or in grey."""
-    image = decoded(path, str(path))
-    if image.mode in ("P", "L"):
+def _mask(path: Path) -> NDArray[np.integer[Any]]:
+    """(H, W) of an image with a palette, or in grey of 8 or 16 bits."""
+    image = decoded(path, str(path), every_bit=True)
+    if image.mode in ("P", "L", "I") or image.mode.startswith("I;16"):
         return np.asarray(image)
-    channels = np.asarray(image.convert("RGB"))
+    channels = np.asarray(as_rgb(image, str(path)))
     if (channels != channels[..., :1]).any():
         raise Unusable(f"{path} is in colour ({image.mode}); expected a palette, or grey")
     return channels[..., 0]
@@ -81,12 +85,8 @@ def _mask(path: Path) -> NDArray[np.uint8]:
 
 def _sequences(folder: Path) -> Path:
     """Where the folders of videos lie: in `folder`, or in that of a resolution."""
-    below = [p for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
-    resolutions = sorted(p.name for p in below if any(inner.is_dir() for inner in p.iterdir()))
+    below = [p for p in not_hidden(folder.iterdir()) if p.is_dir()] if folder.is_dir() else []
+    resolutions = sorted(p.name for p in below if any(inner.is_dir() for inner in not_hidden(p.iterdir())))
     if len(resolutions) > 1 and "480p" not in resolutions:
         raise ValueError(f"{folder}: resolutions {', '.join(resolutions)}; expected 480p, or only one")
     return folder / ("480p" if "480p" in resolutions else "".join(resolutions))
-
-
-def _images_of(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..images import natural, not_hidden
 from .data import Entry, LabelledVideo
-from .frames import TOLERANCE, Size, decoded, extent, labelled, stacked
+from .frames import TOLERANCE, Size, as_rgb, decoded, extent, labelled, stacked
 from .unpickling import load_arrays
 
 
@@ -119,7 +120,8 @@ def _pictures(where: str, video: Sequence[Any] | NDArray[Any]) -> Iterator[NDArr
     """Frames (H, W, 3) of a pickled video, decoded one by one."""
     for t, frame in enumerate(video):
         if isinstance(frame, bytes):
-            yield np.asarray(decoded(io.BytesIO(frame), f"frame {t}").convert("RGB"))
+            image = decoded(io.BytesIO(frame), f"frame {t}")
+            yield np.asarray(as_rgb(image, f"frame {t}"))
         elif isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape[2:] == (3,) and frame.size:
             yield frame
         else:
@@ -153,7 +155,7 @@ def _pickles(path: Path, shards: str) -> list[Path]:
         return [path]
     if not shards:
         raise ValueError(f"{path} is a folder; expected the pickle in it")
-    if not (files := sorted(path.glob(shards))):
+    if not (files := sorted(not_hidden(path.glob(shards)), key=natural)):
         raise ValueError(f"{path}: no file is named {shards}; expected at least one")
     return files
 

@@ -21,10 +21,11 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from ..extras import require
+from ..images import IMAGE_SUFFIXES, photographs_below
 from ..training.synthetic.draws import chance, integer, log_uniform, uniform, uniforms
 from ..training.synthetic.motion import wander
-from ..training.synthetic.textures import PHOTO_SUFFIXES
 from .data import SIZE, Entry, LabelledVideo, Unusable
+from .frames import as_rgb, decoded
 
 FRAMES = 24
 POINTS = 64
@@ -49,7 +50,7 @@ class Warps:
     a zoom would leave few otherwise. A photograph that is too small or cannot be read is `Unusable`.
 
     Args:
-        path: A folder; photographs are the .jpg, .jpeg and .png files anywhere below it.
+        path: A folder; photographs are the images anywhere below it (`images.FORMATS`), hidden files left out.
         size: (height, width) of the frames; None is the same as the default.
 
     Raises:
@@ -101,9 +102,9 @@ def photographs(folder: str | os.PathLike[str]) -> list[Path]:
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"path: {os.fspath(folder)} is no folder; expected one with photographs")
-    found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
+    found = photographs_below(Path(folder))
     if not found:
-        raise ValueError(f"path: no photographs below {os.fspath(folder)}; expected {', '.join(PHOTO_SUFFIXES)} files")
+        raise ValueError(f"path: no photographs below {os.fspath(folder)}; expected {', '.join(IMAGE_SUFFIXES)} files")
     return found
 
 
@@ -322,11 +323,7 @@ def _view(photograph: Tensor, where: Tensor) -> Tensor:  # [3, h, w], [S * H, S 
 
 def _read(path: Path) -> Tensor:  # [3, h, w] float32 in [0, 1]
     image = require("PIL.Image", "eval")
-    try:
-        with image.open(path) as file:
-            picture = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, image.DecompressionBombError) as error:
-        raise Unusable(f"{path} is not read: {error}") from error
+    picture = as_rgb(decoded(path, str(path)), str(path))
     shorter = min(picture.size)
     if shorter < SMALLEST:
         width, height = picture.size

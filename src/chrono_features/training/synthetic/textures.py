@@ -12,9 +12,9 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from ...extras import require
+from ...images import IMAGE_SUFFIXES, open_image, photographs_below, to_rgb
 from .draws import chance, integer, log_uniform, uniform, uniforms
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
 PHOTO_SIZE = 256
 HELD_BACK = 5  # every fifth photograph is kept for validation
 
@@ -27,7 +27,8 @@ def load_textures(folder: str | Path, part: str | None = None) -> Tensor:  # [K,
         part: "validation" is every fifth of them by name, "training" the others, None all.
 
     Raises:
-        ValueError: The folder or photographs are missing, or there are too few to keep some for validation.
+        ValueError: The folder or photographs are missing, there are too few to keep some for validation, or one is
+            damaged.
         ImportError: Pillow is missing.
     """
     if part not in (None, "training", "validation"):
@@ -36,12 +37,12 @@ def load_textures(folder: str | Path, part: str | None = None) -> Tensor:  # [K,
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(
-            f"folder: {folder} is not a directory; expected one with photographs ({', '.join(PHOTO_SUFFIXES)})"
+            f"folder: {folder} is not a directory; expected one with photographs ({', '.join(IMAGE_SUFFIXES)})"
         )
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES)
+    paths = photographs_below(folder)
     if not paths:
         raise ValueError(
-            f"folder: no photographs found in {folder}; expected files ending in {', '.join(PHOTO_SUFFIXES)}"
+            f"folder: no photographs found in {folder}; expected files ending in {', '.join(IMAGE_SUFFIXES)}"
         )
     if part is not None:
         if len(paths) < HELD_BACK:
@@ -52,11 +53,10 @@ def load_textures(folder: str | Path, part: str | None = None) -> Tensor:  # [K,
         paths = [path for i, path in enumerate(paths) if (i % HELD_BACK == HELD_BACK - 1) == (part == "validation")]
     crops = []
     for path in paths:
-        with image.open(path) as file:
-            photo = file.convert("RGB")
-            for box in _square_boxes(*photo.size):
-                crop = photo.resize((PHOTO_SIZE, PHOTO_SIZE), image.Resampling.LANCZOS, box=box)
-                crops.append(torch.from_numpy(np.array(crop)).permute(2, 0, 1))
+        photo = to_rgb(open_image(path, str(path)), str(path))
+        for box in _square_boxes(*photo.size):
+            crop = photo.resize((PHOTO_SIZE, PHOTO_SIZE), image.Resampling.LANCZOS, box=box)
+            crops.append(torch.from_numpy(np.array(crop)).permute(2, 0, 1))
     return torch.stack(crops)
 
 

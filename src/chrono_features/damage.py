@@ -1,0 +1,123 @@
+"""What is wrong with a video file, and how that is told."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import struct
+import warnings
+from pathlib import Path
+from typing import Any
+
+DEFAULT_FPS = 24.0  # of a folder of images, and of the rare file that tells no rate
+TOLD = 20  # faults of a file that are told one by one
+
+
+def rate_of(stream: Any) -> float:
+    """Frames per second that the file states."""
+    return float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
+
+
+def counted(frames: int) -> str:
+    return f"{frames} frame{'' if frames == 1 else 's'}"
+
+
+class Damage:
+    """How the faults of a file are told."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.told = 0
+        self.in_doubt = False  # a run of doubtful frames has been told and goes on
+
+    def refusal(self, number: int, fault: str) -> str:
+        """The message where faults are errors; frame `number` is the first bad one."""
+        if not number:
+            what, stop = f"no frame could be decoded before damage ({fault})", ""
+        else:
+            what = f"truncated or damaged after {counted(number)} ({fault}; the first bad frame is {number})"
+            stop = f"end={number} to stop there, or "
+        return f"{self.path}: {what}; expected a whole file, or {stop}errors='warn' to read what decodes"
+
+    def warn(self, number: int, gap: bool, fault: str, doubtful: bool) -> None:
+        """Tells of a fault at frame `number`, or in the gap before it; once for a run of doubtful frames."""
+        if fault and (gap or not self.in_doubt) and self.told < TOLD:
+            self.told += 1
+            where = f"data is missing or damaged before frame {number}" if gap else f"frame {number} is damaged"
+            more = "; further faults are not told one by one" if self.told == TOLD else ""
+            what = f"{where} ({fault}); frames up to the next key frame are doubtful"
+            warnings.warn(f"{self.path}: {what}{more}", stacklevel=2)
+        self.in_doubt = doubtful
+
+
+class Progress:
+    """How far packets and frames of a stream have come, and whether that is as far as the file says."""
+
+    def __init__(self, container: Any, stream: Any, path: Path) -> None:
+        self.container, self.stream, self.path = container, stream, path
+        # The time of a frame, in units of the stream, as all times here.
+        self.period = 1 / rate_of(stream) / float(stream.time_base)
+        self.indexed = sum(entry.size > 0 for entry in stream.index_entries) if container.format.name == "avi" else 0
+        self.started = False  # frames can be expected of packets
+        self.packets = 0
+        self.last_packet = self.last_frame = self.end = -math.inf
+        self.duration = 0  # of all packets together
+        self.interlaced = False
+
+    def add_packet(self, packet: Any) -> None:
+        self.started = self.started or packet.is_keyframe
+        self.packets += packet.size > 0
+        self.duration += packet.duration or 0
+        if packet.pts is not None:
+            self.end = max(self.end, packet.pts + (packet.duration or 0))
+            if not packet.is_discard:
+                self.last_packet = max(self.last_packet, packet.pts)
+
+    def add_frame(self, frame: Any) -> None:
+        self.started = True
+        self.interlaced = frame.interlaced_frame
+        if frame.pts is not None:
+            self.last_frame = max(self.last_frame, frame.pts)
+
+    def shortfall(self) -> str:
+        """What is missing at the end; "" for nothing."""
+        # Each field may be a packet, and only one of the two has the time of the frame.
+        if self.last_packet - self.last_frame > self.period * (1.5 if self.interlaced else 0.75):
+            return "its last frame does not decode"
+        kind, unit = self.container.format.name, float(self.stream.time_base)
+        if kind == "avi":  # its header may count frames that were never stored; the index at its end knows better
+            stored = self.stream.frames if _riff_is_cut(self.path) else self.indexed
+            missing = stored - self.packets
+            return f"{missing} of {counted(stored)} missing" if missing > 0 else ""
+        if kind == "mpegts":  # states nothing
+            return ""
+        if kind == "hls":  # times may start again in any segment
+            missing = (self.container.duration or 0) / 1e6 - self.duration * unit
+        else:
+            missing = _stated_end(self.stream) - self.end * unit
+        return f"it ends {missing:.2f} s before the duration that it states" if missing > 2 * self.period * unit else ""
+
+
+def _stated_end(stream: Any) -> float:
+    """When the last frame ends according to the file's header, in seconds; 0 where the header does not say."""
+    if stream.duration:
+        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+    if tag := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):  # Matroska: 00:00:02.4
+        return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
+    return 0.0
+
+
+def _riff_is_cut(path: Path) -> bool:
+    """Whether an AVI file ends before the sizes in its headers say. Large ones consist of several parts."""
+    with open(path, "rb") as file:
+        at, end = 0, os.fstat(file.fileno()).st_size
+        while at < end:
+            file.seek(at)
+            kind, size = struct.unpack("<4sI", file.read(8).ljust(8, bytes(1)))
+            if kind != b"RIFF":
+                return False
+            if not size:  # a recording that was broken off
+                return True
+            at += 8 + size + size % 2
+    return at > end + 1

@@ -1,0 +1,277 @@
+"""Frames of a video file in order of presentation, each with what is wrong with it. Needs PyAV."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import struct
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .damage import Progress
+from .extras import require
+
+PROTOCOLS = "file,crypto,data"  # a playlist, or a file in another's clothes, opens no network
+JOINED = ("hls", "mpegts")  # demuxers of what may be joined from segments
+INCOMPLETE = "incomplete data"
+UPRIGHT = (1, 0, 0, 1)
+TURNS = {90: (0, -1, 1, 0), -90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), -180: (-1, 0, 0, -1)}  # degrees anticlockwise
+
+
+class Decoded(NamedTuple):
+    """A frame, or a gap where data gave none."""
+
+    number: int  # of the frame in the file; for a gap, of the frame after it
+    frame: Any  # av.VideoFrame; None for a gap
+    matrix: tuple[int, int, int, int]  # a, b, c, d of the display matrix
+    fault: str  # what is wrong with it, or with what led to it; "" for nothing
+    doubtful: bool  # it has a fault, or was predicted from frames that have
+
+    def to_rgb(self) -> NDArray[np.uint8]:
+        """(H, W, 3), turned and mirrored by quarters as the display matrix says.
+
+        Raises:
+            ValueError: FFmpeg cannot convert it.
+        """
+        try:
+            rgb = self.frame.to_ndarray(format="rgb24")
+        except require("av", "video").error.FFmpegError as error:
+            kind = f"{self.frame.format.name} of {self.frame.width} x {self.frame.height} pixels"
+            raise ValueError(f"{kind} is not converted to RGB ({error.strerror})") from error
+        # x' = a x + c y, y' = b x + d y, up to a shift that keeps the image on the canvas.
+        a, b, c, d = self.matrix
+        if abs(b) > abs(a):
+            rgb, a, d = rgb.swapaxes(0, 1), c, b
+        return np.ascontiguousarray(rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def decode(path: Path, stream: int | None, *, past_faults: bool) -> Iterator[Decoded]:
+    """All frames of a video file, and the gaps between them, in order of presentation.
+
+    Args:
+        path: The file.
+        stream: The stream's index in the file; None takes the best one by FFmpeg's rules.
+        past_faults: Go on after the first fault.
+    """
+    given = 0
+    if not past_faults:
+        # Threads that decode frames in parallel lose count of which packet was at fault: at the first one, the file
+        # is decoded again without them.
+        for decoded in _presented(path, stream, "AUTO", tell=True):
+            if decoded.fault:
+                break
+            given += 1
+            yield decoded
+            del decoded
+        else:
+            return
+    for decoded in _presented(path, stream, "SLICE", tell=past_faults):
+        if decoded.fault or decoded.number >= given:
+            yield decoded
+        if decoded.fault and not past_faults:
+            return
+        del decoded
+
+
+def existing(path: str | os.PathLike[str]) -> Path:
+    """`path` as a Path.
+
+    Raises:
+        FileNotFoundError: There is nothing there; a URL is told apart.
+        ValueError: It is no path.
+    """
+    try:
+        found = Path(path)
+        if found.exists():
+            return found
+    except (TypeError, ValueError):  # such as a null byte
+        raise ValueError(f"path={path!r}; expected the path of a video or of a folder of images") from None
+    if url := re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(.*)", str(found), re.DOTALL):  # Path drops a slash
+        raise FileNotFoundError(f"{url[1]}://{url[2]}: URLs are not read; expected a file: download the video first")
+    raise FileNotFoundError(f"{found}: no such file; expected a video or a folder of images")
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[Any]:
+    """An open container of PyAV's.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no video that FFmpeg reads.
+    """
+    av = require("av", "video")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no file; expected a video or a folder of images")
+    try:
+        # An absolute path: FFmpeg takes a name such as "a:b.mp4" for an address.
+        container = av.open(
+            os.path.abspath(path), metadata_errors="replace", container_options={"protocol_whitelist": PROTOCOLS}
+        )
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path}: not a readable video, or truncated ({reason})") from error
+    with container:
+        yield container
+
+
+def video_stream(container: Any, path: Path, index: int | None) -> Any:
+    """The stream to read.
+
+    Raises:
+        ValueError: There is none, `index` is not one of a video, or its codec is unknown.
+    """
+    cover_art = require("av.stream", "video").Disposition.attached_pic
+    streams = {s.index: s for s in container.streams.video if not s.disposition & cover_art}
+    if not streams:
+        others = sorted({s.type for s in container.streams if s.type != "video"})
+        holds = f"it holds only {', '.join(others)}" if others else "it holds no streams"
+        raise ValueError(f"{path}: no video stream; {holds}")
+    if index is not None and index not in streams:
+        raise ValueError(f"stream={index!r}; expected one of {', '.join(map(str, streams))}, {path}'s video streams")
+    best = container.streams.best("video")
+    first = next(iter(streams.values()))
+    stream = streams[index] if index is not None else streams.get(best.index, first) if best else first
+    if stream.codec_context is None:
+        raise ValueError(f"{path}: the codec of its video is unknown to this FFmpeg; expected a common one, as H.264")
+    return stream
+
+
+def _presented(path: Path, index: int | None, threads: str, *, tell: bool) -> Iterator[Decoded]:
+    """Frames and gaps as the decoder gives them. `tell` warns of pixels that are not square. With
+    `threads="SLICE"` a fault is where it is said to be, else maybe before.
+    """
+    with open_video(path) as container:
+        stream = video_stream(container, path, index)
+        stream.thread_type = threads
+        if tell:
+            _tell_shape_of_pixels(stream, path)
+        count, matrix, tainted = 0, UPRIGHT, False
+        for frame, fault in _with_faults(container, stream, path):
+            if frame is None:
+                tainted = True
+            else:
+                # H.264 and HEVC tell the orientation at times only: it holds until another comes.
+                matrix = _display_matrix(frame) or matrix
+                tainted = bool(fault) or (tainted and not frame.key_frame)
+            yield Decoded(count, frame, matrix, fault, tainted)
+            count += frame is not None
+            del frame
+
+
+def _tell_shape_of_pixels(stream: Any, path: Path) -> None:
+    aspect = stream.sample_aspect_ratio or 1
+    if abs(aspect - 1) > 0.01:  # rounding makes 4319:4320 of square ones
+        size = f"{stream.codec_context.width} x {stream.codec_context.height}"
+        warnings.warn(
+            f"{path}: pixels are not square but {aspect.numerator}:{aspect.denominator}; "
+            f"frames and coordinates stay in the {size} pixels that are stored",
+            stacklevel=2,
+        )
+
+
+def _with_faults(container: Any, stream: Any, path: Path) -> Iterator[tuple[Any, str]]:
+    """Frames with their faults; (None, fault) for a gap. Past damage it goes on as far as data goes."""
+    progress = Progress(container, stream, path)
+    lost: list[tuple[float, str]] = []  # time and fault of packets that gave no frame, until their place is known
+    cut: set[int | None] = set()  # times of packets that are not whole
+    packets = _packets(container, stream)
+    for packet, fault in _without_joins(packets) if container.format.name in JOINED else packets:
+        frames: list[Any] = []
+        if packet is None:
+            frames = _flush(stream)
+        else:
+            progress.add_packet(packet)
+            if fault:
+                cut.add(packet.pts)
+            try:
+                frames = packet.decode()
+            except require("av", "video").error.FFmpegError as error:
+                # A recording that starts amid a group of pictures: decoding begins with the next one.
+                if progress.started:
+                    time = -math.inf if packet.pts is None else packet.pts
+                    lost.append((time, fault or error.strerror or str(error)))
+        frames.reverse()
+        while frames:
+            frame = frames.pop()
+            lost.sort()
+            while lost and lost[0][0] <= (math.inf if frame.pts is None else frame.pts):
+                yield None, lost.pop(0)[1]
+            progress.add_frame(frame)
+            marked = "the decoder marks it corrupt" if frame.is_corrupt else ""
+            yield frame, INCOMPLETE if frame.pts in cut else marked
+            del frame
+        if packet is None:
+            yield None, fault
+    for _, fault in lost:
+        yield None, fault
+    if not lost and (fault := progress.shortfall()):
+        yield None, fault
+
+
+def _packets(container: Any, stream: Any) -> Iterator[tuple[Any, str]]:
+    """Packets with their faults; (None, fault) where the container is damaged. It is read on as far as that leads."""
+    error_of = require("av", "video").error
+    moved = True
+    while moved:
+        moved, fault = False, ""
+        try:
+            for packet in container.demux(stream):
+                moved = moved or packet.size > 0
+                yield packet, INCOMPLETE if packet.is_corrupt else ""
+        except error_of.FFmpegError as error:
+            fault = error.strerror or str(error)
+        if not fault:
+            return
+        yield None, fault
+
+
+def _without_joins(packets: Iterator[tuple[Any, str]]) -> Iterator[tuple[Any, str]]:
+    """Packets of a transport stream; a fault that comes of joining segments is none.
+
+    There the mark of a corrupt packet means a gap in a counter. Where segments were joined it is followed by a key
+    frame: by the next packet, or, as parsers run late, by the one after it.
+    """
+    ahead: deque[tuple[Any, str]] = deque()
+    for item in packets:
+        ahead.append(item)
+        if len(ahead) > 2:
+            packet, fault = ahead.popleft()
+            joined = any(later is not None and later.is_keyframe for later, _ in ahead)
+            yield packet, "" if packet is not None and joined else fault
+    yield from ahead
+
+
+def _flush(stream: Any) -> list[Any]:
+    """Frames that the decoder holds back when its input breaks off; it is then ready for more."""
+    try:
+        frames = stream.codec_context.decode(None)
+    except require("av", "video").error.FFmpegError:
+        frames = []
+    stream.codec_context.flush_buffers()
+    return frames
+
+
+def _display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
+    """a, b, c, d of the frame's display matrix, if it has one."""
+    # `frame.side_data` would leave frame and data in a reference cycle. PyAV knows no side data that is newer than
+    # itself and gives up at the first of these: what comes before it is there.
+    side_data = require("av.sidedata.sidedata", "video").SideDataContainer
+    data = side_data.__new__(side_data)
+    try:
+        data.__init__(frame)
+        known, rest_unknown = list(data), False
+    except ValueError:
+        known, rest_unknown = list(data)[:-1], True
+    for item in reversed(known):
+        if item.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = struct.unpack("5i", bytes(item)[:20])
+            return a, b, c, d
+    return TURNS.get(frame.rotation) if rest_unknown else None  # without a mirror, which `rotation` does not tell
