@@ -84,6 +84,8 @@ class TemporalAdapter(nn.Module):
         check_tensor("x", x, f"(B, T, h, w, {dim})")
         if x.ndim != 5 or x.shape[-1] != dim or 0 in x.shape:
             raise ValueError(f"x of shape {tuple(x.shape)}; expected (B, T, h, w, {dim}), none of them 0")
+        if x.dtype != self.conv_in.weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"x of type {x.dtype}; expected {self.conv_in.weight.dtype}, as the adapter's weights are")
         return self.up(self.mixer(self.down(x)), x)
 
     def down(

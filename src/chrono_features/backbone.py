@@ -52,6 +52,7 @@ class ChronoBackbone(
     ) -> None:
         super().__init__()
         check_flag("pretrained_vit", pretrained_vit)
+        check_backend(backend)
         if not isinstance(config, (ChronoConfig, Mapping)):
             raise refusal("config", config, "a ChronoConfig or its dictionary")
         self.config = config if isinstance(config, ChronoConfig) else ChronoConfig.from_dict(config)

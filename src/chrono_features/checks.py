@@ -80,12 +80,24 @@ def check_choice(name: str, value: Any, choices: Sequence[str | None]) -> None:
         raise refusal(name, value, " or ".join(words) if len(words) == 2 else f"one of {', '.join(words)}")
 
 
-def check_path(name: str, value: Any) -> Path:
+def check_path(name: str, value: Any, expected: str = "a path, as text or a pathlib.Path") -> Path:
     """`value` as a path; ValueError unless it is text that can name a file, or stands for such a text."""
     text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise refusal(name, value, "a path, as text or a pathlib.Path")
-    return Path(text)
+    try:
+        possible = isinstance(text, str) and bool(text) and "\0" not in text and bool(os.fsencode(text))
+    except UnicodeEncodeError:  # lone surrogates
+        possible = False
+    if not possible:
+        raise refusal(name, value, expected)
+    return Path(os.fspath(value))
+
+
+def is_folder(path: Path) -> bool:
+    """`Path.is_dir`, and False for a name that is too long for one."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def check_soft_argmax(
@@ -100,7 +112,7 @@ def check_soft_argmax(
         raise refusal(
             "visibility_head", visibility_head, "None or a module that maps (..., 3) statistics to two logits"
         )
-    if correlation_dtype not in FLOATING:
+    if not isinstance(correlation_dtype, torch.dtype) or correlation_dtype not in FLOATING:
         raise refusal("correlation_dtype", correlation_dtype, f"one of {', '.join(map(str, FLOATING))}")
     if memory_budget is not None and not is_integer(memory_budget, 1):
         raise refusal("memory_budget", memory_budget, "None or a positive integer of bytes")
@@ -113,6 +125,7 @@ def check_tensor(
     shape: str,
     dtypes: Sequence[torch.dtype] = FLOATING,
     kind: str = "a floating type",
+    meta: bool = False,
 ) -> None:
     """ValueError unless `value` is a dense tensor of these types that holds values; `shape` and `kind` tell which."""
     if not isinstance(value, Tensor):
@@ -122,7 +135,7 @@ def check_tensor(
         raise ValueError(f"{name} in the layout {layout}; expected a dense tensor {shape}")
     if value.dtype not in dtypes:
         raise ValueError(f"{name} of type {value.dtype}; expected {kind}")
-    if value.is_meta and not torch.compiler.is_compiling():
+    if value.is_meta and not meta and not torch.compiler.is_compiling():
         raise ValueError(f"{name} on the device meta, without values; expected a tensor {shape} that holds some")
 
 

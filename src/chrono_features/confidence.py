@@ -139,6 +139,7 @@ def probability(
         ValueError: An argument has the wrong shape or type.
     """
     check_tensor("signals", signals, "(..., S)")
+    check_finite("signals", signals)
     count = signals.shape[-1] if signals.ndim else 0
     numbers = isinstance(weights, Sequence) and len(weights) == count + 1 and all(map(is_number, weights))
     if not count or not numbers:

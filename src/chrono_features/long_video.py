@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .checks import (
+    FLOATING,
     LARGEST_WHOLE,
     check_finite,
     check_flag,
@@ -29,6 +30,7 @@ from .checks import (
     check_path,
     check_tensor,
     check_video,
+    is_folder,
     refusal,
 )
 from .config import check_grid
@@ -39,6 +41,7 @@ from .vit import rotary_tables
 if TYPE_CHECKING:
     from .backbone import ChronoBackbone
 
+LARGEST_MOMENT = 1e9  # of a clip's tokens; features would overflow long before
 STORED_TOGETHER = 16  # chunks, of at most as many frames, in one piece of memory where a video's length is not known
 
 
@@ -205,7 +208,9 @@ def iter_features(
     grid = model.config.grid if grid is None else check_grid(grid)
     step = _check_step(max_frames_in_memory, 1)
     _check_offload(offload)
-    if not isinstance(frames, Iterable):
+    if isinstance(frames, Tensor):
+        check_tensor("frames", frames, "(T, 3, H, W)", (torch.uint8, *FLOATING), "uint8 0 … 255 or floating 0 … 1")
+    if not isinstance(frames, Iterable) or (isinstance(frames, Tensor) and not frames.ndim):
         raise ValueError(f"frames of type {type(frames).__name__}; expected an iterable of frames (3, H, W)")
     return _run(model, _batched(frames, step), grid, step, offload)
 
@@ -508,7 +513,7 @@ def _check_step(max_frames_in_memory: int | None, batch: int) -> int:
 
 def _check_offload(offload: str | os.PathLike[str] | None) -> None:
     known = offload is None or (isinstance(offload, str) and offload == "cpu")
-    if not known and not check_path("offload", offload).is_dir():
+    if not known and not is_folder(check_path("offload", offload)):
         raise refusal("offload", offload, "None, 'cpu' or an existing folder")
 
 
@@ -526,7 +531,7 @@ def _check_stats(model: ChronoBackbone, stats: Tensor | None) -> list[Moments | 
     if stats.ndim != 3 or stats.shape[1:] != (count, 2) or not len(stats):
         raise ValueError(f"stats of shape {tuple(stats.shape)}; expected {expected}")
     check_finite("stats", stats)
-    if (stats[..., 1] < 0).any():
-        raise ValueError("stats with variances below 0; expected means and variances (B or 1, adapters, 2)")
+    if (stats[..., 1] < 0).any() or stats.abs().max() > LARGEST_MOMENT:
+        raise ValueError(f"stats with variances below 0 or values above {LARGEST_MOMENT:g}; expected {expected}")
     stats = stats.to(model.device, wide_dtype(stats.dtype, model.dtype))
     return [Moments(*stats[:, i].unbind(-1)) for i in range(count)]

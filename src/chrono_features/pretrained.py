@@ -28,6 +28,7 @@ from .checkpoints import (
     on_meta,
     read_checkpoint,
 )
+from .checks import check_flag, check_path, is_folder, is_integer, refusal
 from .config import WEIGHT_SOURCES, ChronoConfig, check_grid
 from .extras import MissingExtra, require
 from .files import write_folder
@@ -75,8 +76,10 @@ def load(
         "force_download": force_download,
         "local_files_only": local_files_only,
     }
-    name = os.fspath(name)
     check_name(name)
+    name = os.fspath(name)
+    check_flag("force_download", force_download)
+    check_flag("local_files_only", local_files_only)
     if name == "chrono-tiny":
         return _load_folder(BUNDLED, config_overrides)
     if name in AUTHORS_FILES:
@@ -84,19 +87,21 @@ def load(
     if name in DINOV2_VITS:
         config = ChronoConfig(vit=DINOV2_VITS[name], adapter_blocks="none", pos_embed_resize="dinov2")
         return _with_timm_weights(config.replace(**config_overrides))
-    if Path(name).is_dir():
+    if is_folder(Path(name)):
         return _load_folder(Path(name), config_overrides)
     if Path(name).suffix == ".ckpt":
         return _override(load_authors_checkpoint(name, config_overrides.pop("num_heads", None)), config_overrides)
     return _load_folder(_fetch_hub(name, revision=revision, token=token, **hub), config_overrides)
 
 
-def check_name(name: str) -> None:
+def check_name(name: Any) -> None:
     """Raises ValueError, naming the known ones, if `name` cannot be a model's."""
+    expected = f"one of {', '.join(NAMES)}, a folder, a .ckpt file, or a hub id user/model"
+    path = check_path("name", name, expected)
+    name = os.fspath(name)
     hub_id = name.count("/") == 1 and all(name.split("/")) and not name.startswith(".")
-    if not (name in NAMES or hub_id or Path(name).suffix == ".ckpt" or (name and Path(name).is_dir())):
-        known = ", ".join(NAMES)
-        raise ValueError(f"name={name!r}; expected one of {known}, a folder, a .ckpt file, or a hub id user/model")
+    if not (name in NAMES or hub_id or path.suffix == ".ckpt" or is_folder(path)):
+        raise refusal("name", name, expected)
 
 
 def save(
@@ -125,6 +130,9 @@ def save(
     Raises:
         ValueError: `adapters_only` for a model whose ViT was trained.
     """
+    check_flag("adapters_only", adapters_only)
+    check_flag("push_to_hub", push_to_hub)
+    check_path("folder", folder)
     if adapters_only and not (model.config.freeze_vit and model.stem is None):
         raise ValueError("adapters_only=True with a ViT that is trained too; expected freeze_vit=True and stem='patch'")
     if adapters_only and (sources := sorted(WEIGHT_SOURCES & model.config.vit_kwargs.keys())):
@@ -333,8 +341,8 @@ def _authors_config(state: Mapping[str, Tensor], num_heads: int | None, grid: tu
         if width % 64:
             raise ValueError(f"num_heads=None; expected the number of heads, as the width {width} is no multiple of 64")
         num_heads = width // 64
-    elif num_heads < 1 or width % num_heads:
-        raise ValueError(f"num_heads={num_heads!r}; expected a divisor of the width {width}")
+    elif not is_integer(num_heads, 1) or width % num_heads:
+        raise refusal("num_heads", num_heads, f"a divisor of the width {width}")
     depth = len({key.split(".")[2] for key in state if key.startswith("dino.blocks.")})
     registers = state.get("dino.register_tokens")
     side = round((position.shape[1] - 1) ** 0.5)

@@ -89,9 +89,9 @@ def soft_argmax_track(
     if visibility_head is not None:
         # The paper's head does not train the features: what it sees is detached.
         logits = visibility_head(torch.stack([found.mean, found.maximum, found.minimum], dim=-1).detach())
-        if logits.shape != xy.shape:
-            expected = f"{tuple(xy.shape)}, two logits for each point and frame"
-            raise ValueError(f"visibility_head returns {tuple(logits.shape)}; expected {expected}")
+        if not isinstance(logits, Tensor) or logits.shape != xy.shape:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"visibility_head returns {got}; expected {tuple(xy.shape)}, two logits a point and frame")
         visible = (1 - torch.sigmoid(logits)).prod(dim=-1) >= 0.5  # neither occluded nor far
     return Tracks(xy, found.maximum, visible, logits)
 

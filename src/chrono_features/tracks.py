@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import FLOATING, check_finite, check_path, shown
+from .checks import check_finite, check_path, check_tensor, shown
 from .files import write_beside
 
 INDICES = (int, np.integer, slice, list, np.ndarray, Tensor)
@@ -44,12 +44,11 @@ class Tracks:
         for name, value in vars(self).items():
             if value is None and name not in ("xy", "similarity"):
                 continue
-            kinds = (torch.bool,) if name == "visible" else FLOATING
-            if not isinstance(value, Tensor) or value.dtype not in kinds:
-                got = getattr(value, "dtype", type(value).__name__)
-                raise ValueError(
-                    f"{name} of type {got}; expected a torch.Tensor of type {' or '.join(map(str, kinds))}"
-                )
+            shape = "(B, N, T, 2)" if name in ("xy", "logits") else "(B, N, T)"
+            if name == "visible":
+                check_tensor(name, value, shape, (torch.bool,), "torch.bool", meta=True)
+            else:
+                check_tensor(name, value, shape, meta=True)
             points = tuple(self.xy.shape[:-1])
             expected = (*points, 2) if name in ("xy", "logits") else points
             if value.shape != expected:
@@ -64,7 +63,10 @@ class Tracks:
         if not all(isinstance(i, INDICES) for i in used) or len(used) > self.similarity.ndim:
             expected = f"at most {self.similarity.ndim} integers, slices, lists or tensors, no ellipsis or None"
             raise IndexError(f"index {shown(index)}; expected {expected}")
-        return self._map(lambda v: v[index])
+        try:
+            return self._map(lambda v: v[index])
+        except (IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise IndexError(f"index {shown(index)}: {error}") from error
 
     def to(self, *args: Any, **kwargs: Any) -> Tracks:
         """`torch.Tensor.to` on every field; a floating dtype leaves `visible` a mask."""

@@ -13,6 +13,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from .checks import is_integer
 from .ops.dtypes import wide_dtype
 from .ops.spatial_attention import spatial_attention
 
@@ -41,6 +42,11 @@ def create_vit(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> Any:
         raise ValueError(f"vit={name!r} with {options}: {type(error).__name__}: {error}; {expected}") from error
     if type(vit) not in (VisionTransformer, Eva):
         raise ValueError(f"vit={name!r} is a {type(vit).__name__}; {expected}")
+    for what, pair in (("patch size", vit.patch_embed.patch_size), ("grid", vit.patch_embed.grid_size)):
+        if len(pair) != 2 or not all(is_integer(n, 1) for n in pair):
+            raise ValueError(f"vit={name!r} with vit_kwargs={dict(kwargs)!r} has the {what} {pair}; expected two sizes")
+    if any(block.attn.num_heads < 1 for block in vit.blocks):
+        raise ValueError(f"vit={name!r} with vit_kwargs={dict(kwargs)!r}; expected num_heads of 1 or more")
     vit.attn_pool = None
     return vit
 

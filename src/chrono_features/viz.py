@@ -11,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_finite, check_integer, check_tensor, is_integer, is_number, refusal
+from .config import WIDEST
 from .extras import require
 
 if TYPE_CHECKING:
     from .tracks import Tracks
 
+FAR = 2**15  # pixels
 SUPERSAMPLING = 2  # marks are drawn this much larger and averaged down, which smooths their edges
 # From dark to bright without a change of direction in lightness, so that it also reads in grey.
 HEAT = np.array([(6, 4, 24), (73, 12, 104), (150, 35, 98), (217, 74, 57), (250, 150, 20), (252, 255, 164)], np.float32)
@@ -43,13 +46,15 @@ def draw_tracks(
         ImportError: The `video` extra is not installed.
         ValueError: An argument has the wrong shape or type.
     """
-    _check_video(video)
-    count = len(tracks.xy)
-    if tuple(tracks.xy.shape) != (count, len(video), 2):
-        raise ValueError(f"tracks.xy of shape {tuple(tracks.xy.shape)}; expected (N, T, 2) with T={len(video)}")
-    if not isinstance(trail, int) or trail < 0:
-        raise ValueError(f"trail={trail!r}; expected a number of frames, 0 or more")
-    xy = tracks.xy.detach().cpu().double().numpy()
+    _check_video("video", video)
+    positions: Any = getattr(tracks, "xy", None)
+    check_tensor("tracks.xy", positions, "(N, T, 2)")
+    if positions.ndim != 3 or positions.shape[1:] != (len(video), 2):
+        raise ValueError(f"tracks.xy of shape {tuple(positions.shape)}; expected (N, T, 2) with T={len(video)}")
+    check_finite("tracks.xy", positions)
+    trail = check_integer("trail", trail, unit=" of frames")
+    # Nothing is seen of what is far outside, where Pillow's integers would overflow.
+    xy = positions.detach().cpu().double().clamp(-FAR, FAR).numpy()
     visible = np.ones(xy.shape[:2], bool) if tracks.visible is None else tracks.visible.cpu().numpy()
     return _draw_tracks(video, xy, visible, trail)
 
@@ -79,8 +84,11 @@ def principal_components(
     Raises:
         ValueError: `features` is not (T, C, h, w) with at least `count` channels.
     """
+    check_integer("count", count, 1, WIDEST)
+    check_tensor("features", features, "(T, C, h, w)")
     if features.ndim != 4 or 0 in features.shape or features.shape[1] < count:
         raise ValueError(f"features of shape {tuple(features.shape)}; expected (T, C, h, w) with C of at least {count}")
+    check_finite("features", features)
     # Frame by frame, so that the double precision copy is one frame large.
     frames = [frame.flatten(1) for frame in features.detach().cpu()]
     mean = torch.stack([f.double().mean(1) for f in frames]).mean(0)[:, None]
@@ -109,6 +117,8 @@ def pca_frames(
     Raises:
         ValueError: `features` is not (T, C, h, w) with at least 3 channels.
     """
+    if not isinstance(size, (tuple, list)) or len(size) != 2 or not all(is_integer(v, 1, FAR) for v in size):
+        raise refusal("size", size, "two positive integers (height, width)")
     components = principal_components(features)
     low, high = np.percentile(components.transpose(0, 1).flatten(1).numpy(), (1, 99), axis=1)[:, :, None, None]
     colours = (components - torch.from_numpy(low)) / torch.from_numpy(np.maximum(high - low, 1e-12))
@@ -149,11 +159,16 @@ def similarity_overlay(
     Raises:
         ValueError: An argument has the wrong shape or type, or `limits` do not rise.
     """
-    _check_video(frame[None])
-    if similarity.ndim != 2:
-        raise ValueError(f"similarity of shape {tuple(similarity.shape)}; expected (h, w)")
-    if not limits[1] > limits[0]:
-        raise ValueError(f"limits={limits!r}; expected (low, high) with low < high")
+    _check_video("frame", frame, "(3, H, W)")
+    check_tensor("similarity", similarity, "(h, w)")
+    if similarity.ndim != 2 or 0 in similarity.shape:
+        raise ValueError(f"similarity of shape {tuple(similarity.shape)}; expected (h, w), none of them 0")
+    check_finite("similarity", similarity)
+    pair = isinstance(limits, (tuple, list)) and len(limits) == 2 and all(map(is_number, limits))
+    if not pair or not limits[1] > limits[0]:
+        raise refusal("limits", limits, "two numbers (low, high) with low < high")
+    if not is_number(opacity) or not 0 <= opacity <= 1:
+        raise refusal("opacity", opacity, "a number from 0 to 1")
     level = (similarity.detach().cpu().float() - limits[0]) / (limits[1] - limits[0])
     position = _resize(level[None], (frame.shape[1], frame.shape[2]))[0].clamp(0, 1).numpy()
     heat = np.stack([np.interp(position, np.linspace(0, 1, len(HEAT)), channel) for channel in HEAT.T], axis=-1)
@@ -185,7 +200,11 @@ def similarity_figure(
         ImportError: The `video` extra is not installed.
         ValueError: An argument has the wrong shape or type.
     """
-    _check_video(frames)
+    _check_video("frames", frames)
+    if not isinstance(rows, Mapping):
+        raise refusal("rows", rows, "a mapping from labels to tensors")
+    if points is not None and not isinstance(points, Mapping):
+        raise refusal("points", points, "a mapping from labels to tensors")
     count, _, height, width = frames.shape
     points = points or {}
     if unknown := sorted(set(points) - set(rows)):
@@ -194,10 +213,12 @@ def similarity_figure(
         *((f"rows[{label!r}]", maps, "(K, h, w)") for label, maps in rows.items() if maps is not None),
         *((f"points[{label!r}]", positions, "(K, 2)") for label, positions in points.items()),
     ):
+        check_tensor(name, value, shape)
         if value.ndim != shape.count(",") + 1 or len(value) != count:
             raise ValueError(f"{name} of shape {tuple(value.shape)}; expected {shape} with K={count}")
-    if titles is not None and len(titles) != count:
-        raise ValueError(f"titles has {len(titles)} entries; expected one for each of {count} frames")
+    words = isinstance(titles, (list, tuple)) and all(isinstance(title, str) for title in titles)
+    if titles is not None and not (words and len(titles) == count):
+        raise refusal("titles", titles, f"None or a title for each of {count} frames")
 
     strip, gap = max(16, height // 10), max(2, width // 100)
     full = count * width + (count - 1) * gap
@@ -301,6 +322,7 @@ def _to_uint8(picture: Tensor) -> np.ndarray:
     return (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
-def _check_video(video: Any) -> None:
-    if video.dtype != torch.uint8 or video.ndim != 4 or video.shape[1] != 3 or 0 in video.shape:
-        raise ValueError(f"video is {video.dtype} of shape {tuple(video.shape)}; expected uint8 (T, 3, H, W)")
+def _check_video(name: str, video: Any, shape: str = "(T, 3, H, W)") -> None:
+    check_tensor(name, video, shape, (torch.uint8,), f"uint8 {shape}")
+    if video.ndim != shape.count(",") + 1 or video.shape[-3:-2] != (3,) or 0 in video.shape:
+        raise ValueError(f"{name} is {video.dtype} of shape {tuple(video.shape)}; expected uint8 {shape}")

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..checks import check_choice
 from .devices import compute_capability
 from .window_attention import window_attention
 
@@ -91,8 +92,7 @@ def plain_temporal_attention(
 
 def check_backend(backend: str, asker: str = "backend") -> None:
     """ValueError, naming who asked, unless there is such a backend."""
-    if backend not in BACKENDS:
-        raise ValueError(f"{asker}={backend!r}; expected one of {', '.join(map(repr, BACKENDS))}")
+    check_choice(asker, backend, BACKENDS)
 
 
 def choose_backend(
