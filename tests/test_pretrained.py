@@ -3,6 +3,7 @@ import os
 import re
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +219,52 @@ def test_checkpoints_of_something_else(tmp_path, contents):
     torch.save(contents, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"expected a .*checkpoint of the authors' code"):
         load_authors_checkpoint(tmp_path / "other.ckpt")
+
+
+def in_archive(checkpoint, path, change, compression=zipfile.ZIP_STORED):
+    """Saves a checkpoint whose pickle was changed."""
+    torch.save(checkpoint, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in entries:
+            archive.writestr(name, change(data) if name.endswith("data.pkl") else data)
+
+
+def test_deep_nesting_does_not_overflow_the_stack(checkpoint, tmp_path):
+    """`torch.load` itself crashes on this one."""
+    deep = b"\x80\x02})" + b"\x85" * 300_000 + b"K\x01s."
+    in_archive(checkpoint, tmp_path / "deep.ckpt", lambda data: deep)
+    with pytest.raises(ValueError, match=r"deep\.ckpt .*nested deeper than 100"):
+        load_authors_checkpoint(tmp_path / "deep.ckpt")
+
+
+def test_compressed_checkpoints(checkpoint, tmp_path):
+    in_archive(checkpoint, tmp_path / "small.ckpt", lambda data: data, zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=r"small\.ckpt .*compressed"):
+        load_authors_checkpoint(tmp_path / "small.ckpt")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [7, "text", None, torch.zeros(3, dtype=torch.int64), torch.zeros(3, device="meta"), torch.zeros(3).to_sparse()],
+    ids=["int", "str", "None", "int64", "meta", "sparse"],
+)
+def test_weights_that_are_none(checkpoint, tmp_path, value):
+    checkpoint["state_dict"]["model.dino.pos_embed"] = value
+    with pytest.raises(ValueError, match=r"changed\.ckpt.*(model\.dino\.pos_embed|whole|holds more)"):
+        load_changed(checkpoint, tmp_path)
+
+
+def test_weights_that_are_larger_than_their_file(checkpoint, tmp_path):
+    checkpoint["state_dict"]["model.dino.blocks.0.mlp.fc1.weight"] = torch.zeros(1, 1).expand(10**6, 48)
+    with pytest.raises(ValueError, match=r"changed\.ckpt has \d+ bytes for weights of \d+"):
+        load_changed(checkpoint, tmp_path)
+
+
+def test_keys_that_are_no_text(checkpoint, tmp_path, authors_tiny):
+    checkpoint["state_dict"][7] = torch.zeros(1)
+    assert_same(load_changed(checkpoint, tmp_path), authors_tiny)
 
 
 def test_registers_move_the_class_position_into_the_token(checkpoint, tmp_path):

@@ -7,9 +7,12 @@ so that a model that is saved meanwhile is read as it was before or as it is now
 from __future__ import annotations
 
 import os
+import pickle
+import pickletools
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -22,6 +25,8 @@ from .files import STAGING, open_regular
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 ADAPTERS_ONLY = "adapters"  # value of the metadata key "contents"
 MAX_CONFIG_BYTES = 1 << 20
+MAX_NESTING = 100
+NESTING = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET", "REDUCE", "NEWOBJ"})  # what can be hashed
 WEIGHT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -119,7 +124,7 @@ def checked_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], s
             if key in shared and state[key].shape != value.shape
         ],
         "keys that are not dense floating-point tensors": [
-            f"{key} {state[key].dtype}" for key in sorted(shared) if not _is_dense(state[key])
+            f"{key} {state[key].dtype}" for key in sorted(shared) if not is_dense(state[key])
         ],
     }
     if not any(problems.values()):
@@ -129,6 +134,51 @@ def checked_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], s
         told = "; ".join(f"{len(keys)} {what}: {_shorten(keys)}" for what, keys in problems.items() if keys)
         raise ValueError(f"{source} does not fit the model: {told}")
     return copies
+
+
+def load_plain(path: Path) -> Any:
+    """What `torch.save` wrote, if it is tensors and plain values.
+
+    Raises:
+        ValueError: It is damaged, or holds anything else.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("expected what torch.save writes since PyTorch 1.6")
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("it is compressed, which torch.save never does")
+        _check_nesting(torch._C.PyTorchFileReader(os.fspath(path)).get_record("data.pkl"))
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} is no checkpoint, or holds more than tensors and plain values: not loaded") from error
+    except Exception as error:  # a damaged file raises anything
+        raise ValueError(f"{path} is not a whole checkpoint: {error}") from error
+
+
+def _check_nesting(data: bytes) -> None:
+    """ValueError where values are nested so deeply that hashing them, as a key, overflows the C stack."""
+    stack: list[int] = []  # of depths in the place of values
+    marks: list[int] = []
+    memo: dict[int, int] = {}
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if argument is None else argument] = stack[-1]
+        elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif opcode.name == "MARK":
+            marks.append(len(stack))
+        else:
+            taken = opcode.stack_before
+            if pickletools.markobject in taken:
+                start = marks.pop() - taken.index(pickletools.markobject)
+            else:
+                start = len(stack) - len(taken)
+            deepest = max(stack[start:], default=0) + (opcode.name in NESTING)
+            if start < 0 or deepest > MAX_NESTING:
+                raise ValueError(f"it is damaged, or nested deeper than {MAX_NESTING}")
+            stack[start:] = [deepest] * len(opcode.stack_after)
 
 
 def _parsed(text: str | bytes, source: Path) -> ChronoConfig:
@@ -153,9 +203,11 @@ def _identities(folder: Path) -> list[tuple[int, int, int]]:
     return [(file.st_ino, file.st_mtime_ns, file.st_size) for file in files]
 
 
-def _is_dense(value: Tensor) -> bool:
-    usable = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
-    return usable and not value.is_meta and value.dtype in WEIGHT_TYPES
+def is_dense(value: object) -> bool:
+    """Whether it is a tensor that weights can be: dense, floating-point, in memory."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
+        return False
+    return value.dtype in WEIGHT_TYPES
 
 
 def _is_finite(value: Tensor) -> bool:

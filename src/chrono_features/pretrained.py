@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -25,6 +24,8 @@ from .checkpoints import (
     Checkpoint,
     build,
     checked_state,
+    is_dense,
+    load_plain,
     on_meta,
     read_checkpoint,
 )
@@ -189,7 +190,10 @@ def load_authors_checkpoint(
             is needed.
     """
     source = _authors_state(Path(path))
-    config = _authors_config(source, num_heads, grid)
+    try:
+        config = _authors_config(source, num_heads, grid)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
     return build(Checkpoint(config, _rename_authors(source, config), False), os.fspath(path))
 
 
@@ -308,17 +312,17 @@ def _download(fetch: Callable[[], Any], by_hand: str) -> None:
 def _authors_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is no checkpoint, or holds more than tensors and plain values: not loaded") from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a whole checkpoint: {error}") from error
+    checkpoint = load_plain(path)
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict):
         raise ValueError(f"{path} has no state_dict; expected a Lightning checkpoint of the authors' code")
     prefix = "model."
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    own = {k.removeprefix(prefix): v for k, v in state.items() if isinstance(k, str) and k.startswith(prefix)}
+    if wrong := [key for key, value in own.items() if not is_dense(value)]:
+        raise ValueError(f"{path}: {prefix}{wrong[0]} is no dense floating-point tensor; expected weights")
+    if (needed := sum(value.nbytes for value in own.values())) > (size := path.stat().st_size):
+        raise ValueError(f"{path} has {size} bytes for weights of {needed}; expected every weight to be stored")
+    return own
 
 
 def _authors_config(state: Mapping[str, Tensor], num_heads: int | None, grid: tuple[int, int]) -> ChronoConfig:
@@ -333,9 +337,9 @@ def _authors_config(state: Mapping[str, Tensor], num_heads: int | None, grid: tu
             f"missing keys: {', '.join('model.' + k for k in missing)}; expected a checkpoint of the authors' code"
         )
     position, patch, mlp, pool = (state[key] for key in sizes)
-    if [v.ndim for v in (position, patch, mlp, pool)] != [3, 4, 2, 4]:
+    if [v.ndim for v in (position, patch, mlp, pool)] != [3, 4, 2, 4] or not all(state[key].numel() for key in sizes):
         told = ", ".join(f"model.{key} {tuple(state[key].shape)}" for key in sizes)
-        raise ValueError(f"misshapen keys: {told}; expected 3, 4, 2 and 4 dimensions")
+        raise ValueError(f"misshapen keys: {told}; expected 3, 4, 2 and 4 dimensions, none of them 0")
     width, patch_size = patch.shape[0], patch.shape[-1]
     if num_heads is None:
         if width % 64:
@@ -345,6 +349,8 @@ def _authors_config(state: Mapping[str, Tensor], num_heads: int | None, grid: tu
         raise refusal("num_heads", num_heads, f"a divisor of the width {width}")
     depth = len({key.split(".")[2] for key in state if key.startswith("dino.blocks.")})
     registers = state.get("dino.register_tokens")
+    if registers is not None and registers.ndim != 3:
+        raise ValueError(f"misshapen keys: model.dino.register_tokens {tuple(registers.shape)}; expected 3 dimensions")
     side = round((position.shape[1] - 1) ** 0.5)
     return ChronoConfig(
         vit="vit_small_patch14_dinov2.lvd142m" if registers is None else "vit_small_patch14_reg4_dinov2.lvd142m",
@@ -396,9 +402,9 @@ def _rename_authors(state: Mapping[str, Tensor], config: ChronoConfig) -> dict[s
             renamed[f"visibility_head.linear.{rest}"] = value
         else:
             renamed[f"model.{key}"] = value
-    if "vit.reg_token" in renamed:
+    table, token = renamed["vit.pos_embed"], renamed.get("vit.cls_token")
+    if "vit.reg_token" in renamed and token is not None and token.shape == table[:, :1].shape:
         # With registers, timm keeps no position for the class token: it is added to the token itself.
-        table = renamed["vit.pos_embed"]
         renamed["vit.cls_token"] = renamed["vit.cls_token"] + table[:, :1]
         renamed["vit.pos_embed"] = table[:, 1:]
     return renamed

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..adapter import AttentionMixer
 from ..backbone import ChronoBackbone
+from ..checkpoints import load_plain
 from ..extras import require
 from ..files import write_beside
 from ..ops.matching import bilinear_corners
@@ -429,8 +430,8 @@ def _resolve(recipe: Recipe | str, model: str | None, steps: int | None) -> Reci
 def _load_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    if saved.get("run") != identity:
+    saved = load_plain(path)
+    if not isinstance(saved, dict) or saved.get("run") != identity:
         raise ValueError(
             f"{path} belongs to another recipe, model, seed or version; expected an empty folder or resume=False"
         )
