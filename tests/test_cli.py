@@ -197,6 +197,11 @@ def test_train_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "workers": None,
         "compile": True,
     }
+    sizes = ("--batch", 2, "--frames", 8, "--size", "64x96", "--grid", 8, "--tracks", 16, "--force")
+    run("train", "tiny", "--out", tmp_path / "run", *sizes)
+    wanted = {"batch": 2, "frames": 8, "size": (64, 96), "grid": (8, 8), "tracks": 16, "force": True}
+    assert wanted.items() <= calls[1][2].items()
+    assert "size='0'" in refuse("train", "tiny", "--out", tmp_path, "--size", "0")
     assert "textures=" in refuse("train", "tiny", "--out", tmp_path, "--textures", tmp_path / "nowhere")
 
 

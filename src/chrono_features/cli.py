@@ -244,6 +244,11 @@ def train(
     model: Annotated[str | None, typer.Option(help="Model to start from (recipe adapters).")] = None,
     textures: Annotated[Path | None, typer.Option(help="Folder of photographs for the synthetic scenes.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of every stage, in place of the recipe's.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Clips a step, likewise.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames a clip, likewise.")] = None,
+    size: Annotated[str | None, typer.Option(help="Pixels of a frame, 128 or 96x128, likewise.")] = None,
+    grid: Annotated[str | None, typer.Option(help="Tokens a frame, 16 or 12x16, likewise.")] = None,
+    tracks: Annotated[int | None, typer.Option(help="Tracks a clip, likewise.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the clips.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")] = True,
     mixed_precision: Annotated[str | None, typer.Option(help="no, fp16 or bf16, as accelerate knows them.")] = None,
@@ -251,6 +256,7 @@ def train(
         int | None, typer.Option(help="Processes that make clips; default 1, with a GPU all processors but two.")
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the model.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Train even if memory seems too small.")] = False,
 ) -> None:
     """Train on synthetic clips.
 
@@ -258,6 +264,14 @@ def train(
     """
     if textures is not None and not textures.is_dir():
         raise FileNotFoundError(f"textures={textures}: no such folder; expected one with photographs")
+    changes = {
+        "batch": batch,
+        "frames": frames,
+        "size": None if size is None else parse_grid(size, "size"),
+        "grid": None if grid is None else parse_grid(grid),
+        "tracks": tracks,
+        "force": force or None,
+    }
     from . import training
 
     training.train(
@@ -271,6 +285,7 @@ def train(
         mixed_precision=mixed_precision,
         workers=workers,
         compile=compile,
+        **{name: value for name, value in changes.items() if value is not None},
     )
     _done(out)
 

@@ -26,6 +26,8 @@ from ..pretrained import DINOV2_VITS
 from ..tracking import soft_argmax_track
 from .data import VALIDATION_SEED, Batch, SyntheticBatches
 from .losses import grid_cross_entropy, huber_loss, visibility_loss
+from .memory import check_memory
+from .progress import Show, progress
 from .recipes import RECIPES, Recipe, Stage
 from .synthetic import load_textures
 from .visibility import fit_visibility
@@ -92,6 +94,13 @@ class Trainee(nn.Module):
         delta = torch.stack([(distance < t).float().sum() for t in THRESHOLDS]).mean() / max(len(distance), 1)
         return {**losses, "total": total, "delta": delta, "temperature": temperature.detach()}
 
+    def train_for(self, stage: Stage) -> None:
+        """Lets the parameters of a stage train, and no others."""
+        self.requires_grad_(True)
+        self.backbone.vit.requires_grad_(not self.backbone.config.freeze_vit)
+        self.backbone.adapters.requires_grad_(stage.adapters)
+        self.log_temperature.requires_grad_(any(stage.cross_entropy))
+
     def compile_blocks(self) -> None:
         """Compiles the ViT's blocks, but no adapters: every change of their window would compile them anew."""
         for block in self.backbone.vit.blocks:
@@ -128,10 +137,16 @@ def train(
     textures: str | os.PathLike[str] | None = None,
     seed: int = 0,
     steps: int | None = None,
+    batch: int | None = None,
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    grid: tuple[int, int] | None = None,
+    tracks: int | None = None,
     resume: bool = True,
     mixed_precision: str | None = None,
     workers: int | None = None,
     compile: bool = False,
+    force: bool = False,
 ) -> ChronoBackbone:
     """Trains a model on synthetic clips and saves it in `out`, with a log and a checkpoint to resume from.
 
@@ -143,22 +158,26 @@ def train(
         textures: Folder of at least five photographs, every fifth of which is kept for validation; without it all
             textures are procedural.
         seed: Of weights and clips.
-        steps: Overrides the steps of every stage.
+        steps, batch, frames, size, grid, tracks: Override those of every stage, see `Stage`; `frames` is one number,
+            the length of all clips.
         resume: Whether to go on from `out`'s checkpoint where there is one.
         mixed_precision: "no", "bf16" or "fp16"; None takes bf16 on CUDA and none elsewhere.
         workers: Processes that make clips while the model trains, on the GPU where there is one. None takes one on a
             CPU and, with GPUs, one for each processor but two, shared among the GPUs. With a GPU they start anew, so a
             script that calls this needs `if __name__ == "__main__":`.
         compile: Whether `torch.compile` compiles the blocks of the ViT.
+        force: Whether to train even if the run is estimated to need more memory than there is.
 
     Returns:
         The trained model, in eval mode.
 
     Raises:
-        ValueError: Unknown recipe, a missing model, or a checkpoint of another run.
+        ValueError: Unknown recipe, a missing model, an argument out of range, a checkpoint of another run, or a run
+            that does not fit into memory.
         ImportError: The train extra is missing.
     """
-    plan = _resolve(recipe, model, steps)
+    sizes = {"steps": steps, "batch": batch, "frames": frames, "size": size, "grid": grid, "tracks": tracks}
+    plan = _resolve(recipe, model).override(**sizes)
     if workers is not None and workers < 0:
         raise ValueError(f"workers={workers!r}; expected a whole number from 0, or None")
     for module in ("tensorboard", "rich.progress"):
@@ -175,22 +194,26 @@ def train(
         torch.set_flush_denormal(True)  # zero-initialised layers make denormals, which slow Adam tenfold
     if workers is None:
         workers = _free_processors() if accelerator.device.type == "cuda" else 1
-    out.mkdir(parents=True, exist_ok=True)
     photographs = None if textures is None else _Photographs(Path(textures))
     setting = {"processes": accelerator.num_processes, "precision": mixed_precision}
     identity = _identity(plan, seed, model, photographs, setting)
     saved = _load_checkpoint(out / "checkpoint.pt", identity) if resume else None
-    if saved is None and accelerator.is_main_process:
-        (out / "log.jsonl").unlink(missing_ok=True)
-        shutil.rmtree(out / "tensorboard", ignore_errors=True)
-    accelerator.init_trackers("tensorboard")
     torch.manual_seed(seed)
     trainee = Trainee(_start(model) if plan.config is None else ChronoBackbone(plan.config))
     if saved:
         trainee.load_state_dict(saved["model"])
+    first_stage = saved["stage"] if saved else 0
+    with accelerator.autocast():
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        trainee.to(accelerator.device)
+        check_memory(trainee, plan.stages[first_stage:], accelerator.device, processes, force)
+    out.mkdir(parents=True, exist_ok=True)
+    if saved is None and accelerator.is_main_process:
+        (out / "log.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(out / "tensorboard", ignore_errors=True)
+    accelerator.init_trackers("tensorboard")
     if compile:
         trainee.compile_blocks()
-    first_stage = saved["stage"] if saved else 0
     with _tf32(mixed_precision != "no"):
         for index in range(first_stage, len(plan.stages)):
             run = _StageRun(accelerator, trainee, plan, index, seed, photographs, out, identity)
@@ -198,9 +221,8 @@ def train(
             run.save_model()
     if plan.visibility is not None:  # the same on every process: all see the same clips
         clips = _clips(plan, len(plan.stages), seed, photographs, accelerator.device)
-        with _progress(accelerator.is_main_process) as progress:
-            batches = (clips[i] for i in progress.track(range(len(clips)), description=plan.visibility.name))
-            fit_visibility(trainee.backbone.eval(), batches, plan.visibility)
+        with progress(accelerator.is_main_process) as show:
+            fit_visibility(trainee.backbone.eval(), _shown(clips, plan.visibility.name, show), plan.visibility)
         if accelerator.is_main_process:
             trainee.backbone.save_pretrained(out / plan.visibility.name)
     for tracker in accelerator.trackers:
@@ -235,11 +257,7 @@ class _StageRun:
         self.stage = plan.stages[index]
         self.steps_before = sum(stage.steps for stage in plan.stages[:index])
         accelerator.free_memory()  # or a stage would unscale the gradients of the one before
-        backbone = trainee.backbone
-        backbone.requires_grad_(True)
-        backbone.vit.requires_grad_(not backbone.config.freeze_vit)
-        backbone.adapters.requires_grad_(self.stage.adapters)
-        trainee.log_temperature.requires_grad_(any(self.stage.cross_entropy))
+        trainee.train_for(self.stage)
         parameters = [p for p in trainee.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             parameters, self.stage.learning_rate, weight_decay=self.stage.weight_decay, fused=True
@@ -260,17 +278,19 @@ class _StageRun:
             self.scheduler.load_state_dict(saved["scheduler"])
             self.average = {name: saved["average"][name].to(p.device) for name, p in self.trained.items()}
         batches = self._batches(first, workers)
-        with _progress(self.accelerator.is_main_process) as progress:
-            task = progress.add_task(self.stage.name, total=self.stage.steps, completed=first)
+        on_cpu = self.accelerator.device.type == "cpu"
+        summary = ""
+        with progress(self.accelerator.is_main_process) as show:
+            show(self.stage.name, first, self.stage.steps, summary)
             for step, batch in enumerate(batches, start=first + 1):
                 losses = self._step(step, batch)
                 self._update_average(step)
-                progress.update(task, advance=1)
-                if step % LOG_EVERY == 0:  # reading a number waits for the GPU
+                if step % LOG_EVERY == 0 or on_cpu:  # reading a number waits for the GPU
                     metrics = {name: float(value) for name, value in losses.items()}
                     summary = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("total", "delta"))
-                    progress.update(task, description=f"{self.stage.name}  {summary}")
+                if step % LOG_EVERY == 0:
                     self._log(step, metrics)
+                show(self.stage.name, step, self.stage.steps, summary)
                 if step % VALIDATE_EVERY == 0 or step == self.stage.steps:
                     self._validate(step)
                 if step % CHECKPOINT_EVERY == 0 or step == self.stage.steps:
@@ -410,7 +430,7 @@ def _start(model: str | None) -> ChronoBackbone:
     return backbone
 
 
-def _resolve(recipe: Recipe | str, model: str | None, steps: int | None) -> Recipe:
+def _resolve(recipe: Recipe | str, model: str | None) -> Recipe:
     if isinstance(recipe, str):
         if recipe not in RECIPES:
             raise ValueError(f"recipe={recipe!r}; expected one of {', '.join(RECIPES)}")
@@ -418,12 +438,6 @@ def _resolve(recipe: Recipe | str, model: str | None, steps: int | None) -> Reci
     if (model is None) == (recipe.config is None):
         expected = "the name of the model to start from" if model is None else f"None: {recipe.name} has its own model"
         raise ValueError(f"model={model!r}; expected {expected}")
-    if steps is not None:
-        if steps < 1:
-            raise ValueError(f"steps={steps!r}; expected a positive whole number")
-        stages = tuple(dataclasses.replace(s, steps=steps) for s in recipe.stages)
-        last = recipe.visibility and dataclasses.replace(recipe.visibility, steps=steps)
-        recipe = dataclasses.replace(recipe, stages=stages, visibility=last)
     return recipe
 
 
@@ -475,7 +489,7 @@ def _on_host(batch: Any) -> Any:
     return Batch(*(v.cpu() for v in vars(batch).values()))  # from process to process; `to` would not wait for the GPU
 
 
-def _progress(enabled: bool) -> Any:
-    rich = require("rich.progress", "train")
-    done = rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeElapsedColumn(), rich.TimeRemainingColumn()
-    return rich.Progress(rich.TextColumn("{task.description}"), *done, disable=not enabled)
+def _shown(clips: SyntheticBatches, what: str, show: Show) -> Iterator[Batch]:
+    for i in range(len(clips)):
+        yield clips[i]
+        show(what, i + 1, len(clips), "")

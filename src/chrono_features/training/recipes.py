@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..config import ChronoConfig
 from .synthetic import Variety
@@ -81,6 +82,30 @@ class Recipe:
     stages: tuple[Stage, ...]
     config: ChronoConfig | None = None
     visibility: Stage | None = None
+
+    def override(self, **sizes: Any) -> Recipe:
+        """The same with other `steps`, `batch`, `frames`, `size`, `grid` or `tracks` in all stages; None leaves one.
+
+        Raises:
+            ValueError: A number is out of range.
+        """
+        changes = {name: value for name, value in sizes.items() if value is not None}
+        for name, value in changes.items():
+            _check_override(name, value)
+        if "frames" in changes:
+            changes["frames"] = (changes["frames"],) * 2
+        stages = tuple(replace(stage, **changes) for stage in self.stages)
+        return replace(self, stages=stages, visibility=self.visibility and replace(self.visibility, **changes))
+
+
+def _check_override(name: str, value: Any) -> None:
+    """ValueError unless `size` and `grid` are two positive integers, `frames` is one from 2, the rest from 1."""
+    pair, least = name in ("size", "grid"), 2 if name == "frames" else 1
+    values = value if isinstance(value, tuple) else (value,)
+    whole = all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values)
+    if not whole or isinstance(value, tuple) != pair or len(values) != 1 + pair:
+        expected = "two positive integers (height, width)" if pair else f"an integer, {least} or more"
+        raise ValueError(f"{name}={value!r}; expected {expected}")
 
 
 TINY = Recipe(
