@@ -97,8 +97,10 @@ class Tracks:
         known = {f.name for f in fields(cls)}
         try:
             with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as data:
-                arrays = {name: torch.from_numpy(data[name]) for name in data.files}
-        except (zipfile.BadZipFile, ValueError, TypeError, EOFError) as error:
+                arrays = {name: torch.from_numpy(_whole(data[name])) for name in data.files}
+        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            raise
+        except Exception as error:  # a damaged file raises anything
             raise ValueError(f"{path} is not a whole .npz file: {error}") from error
         if not {"xy", "similarity"} <= arrays.keys() <= known:
             raise ValueError(f"{path} holds {sorted(arrays)}; expected arrays out of {sorted(known)}")
@@ -108,3 +110,9 @@ class Tracks:
             return cls(**arrays)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def _whole(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if array.dtype == bool and array.view(np.uint8).max(initial=0) > 1:
+        raise ValueError("booleans other than 0 and 1")  # which are miscounted where they are taken for a mask
+    return array

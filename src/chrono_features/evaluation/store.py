@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import glob
+import hashlib
 import json
 import os
+import re
+import secrets
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..files import write_beside
+from ..files import naming, open_regular, regular_target, write_beside
+from .records import KEY, SECTIONS, Record, check_header, check_record, check_results, check_skip, parsed, part_lines
 from .summary import pooled_reliability, summarise
 
-Record = dict[str, Any]
-_KEY = ("data", "video", "mode", "tracker")
+
+class _Other(ValueError):
+    """Results that were measured on something else."""
 
 
 class Store:
     """The records in a file of results, and in the parts that interrupted processes have left beside it.
 
     Every record is appended to this process's part at once; `finish` puts all of them into the file, whole or not
-    at all, and removes the parts.
+    at all, and removes the parts. A new part has a name that nobody can foresee, and what is not a regular file of one
+    name is never taken for a part: a link might lead to any file.
 
     Args:
         path: The file of results, JSON.
@@ -37,16 +43,17 @@ class Store:
         self.path, self.header = Path(path), header
         if not self.path.absolute().parent.is_dir():
             raise FileNotFoundError(f"out={self.path}: the folder {self.path.absolute().parent} does not exist")
+        regular_target(self.path)
+        self._process = process
         self.records: dict[tuple[str, ...], Record] = {}
         self.skipped: dict[tuple[str, str], str] = {}
         self.totals: dict[str, int | None] = {}
         self._read()
-        self.part = self.path.with_name(f".{self.path.name}.part{process}")
-        self._begun = False
+        self._part: Path | None = None
 
     def has(self, **key: str) -> bool:
         """Whether there is a record of this `data`, `video`, `mode` and `tracker`."""
-        return tuple(key[name] for name in _KEY) in self.records
+        return tuple(key[name] for name in KEY) in self.records
 
     def add(self, record: Record) -> None:
         """Keeps a record."""
@@ -85,43 +92,83 @@ class Store:
         return {video: reason for (name, video), reason in sorted(self.skipped.items()) if name == data}
 
     def _keep(self, record: Record) -> None:
-        self.records[tuple(record[name] for name in _KEY)] = record
+        self.records[tuple(record[name] for name in KEY)] = record
 
-    def _parts(self) -> list[Path]:
-        return sorted(self.path.absolute().parent.glob(f".{glob.escape(self.path.name)}.part*"))
+    def _parts(self, process: str = r"\d+") -> list[Path]:
+        """The parts of one process, or of all, of this run and of others."""
+        form = re.compile(re.escape(_part_prefix(self.path)) + process + r"(-[0-9a-f]{8})?")  # without: up to 0.4
+        return sorted(p for p in self.path.absolute().parent.iterdir() if form.fullmatch(p.name) and _is_own(p))
 
     def _write(self, line: str) -> None:
+        part, begun = self._opened_part()
         # A part that holds no record yet stops nobody. The line before may have been broken off.
-        start = "" if self._begun else "\n" + json.dumps({"header": self.header}) + "\n"
-        with open(self.part, "a") as file:
+        start = "" if begun else "\n" + json.dumps({"header": self.header}) + "\n"
+        with naming(self.path), os.fdopen(part, "a") as file:
             file.write(start + line + "\n")
-        self._begun = True
+
+    def _opened_part(self) -> tuple[int, bool]:
+        """This process's part, and whether this run has written to it."""
+        if self._part is not None:
+            with contextlib.suppress(FileNotFoundError):  # another run has taken its records over
+                return open_regular(self._part, os.O_WRONLY | os.O_APPEND), True
+        elif older := self._parts(str(self._process)):
+            self._part = older[0]
+            return open_regular(self._part, os.O_WRONLY | os.O_APPEND), False
+        self._part = self.path.with_name(f"{_part_prefix(self.path)}{self._process}-{secrets.token_hex(4)}")
+        return open_regular(self._part, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL), False
 
     def _read(self) -> None:
         if self.path.exists():
             try:
-                saved = json.loads(self.path.read_text())
-                records, data = saved["records"], saved["data"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"out={self.path} holds no results ({error!r}); expected another name") from error
+                saved = parsed(self.path.read_bytes())
+                check_results(saved)
+            except ValueError as error:
+                raise ValueError(f"out={self.path} holds no results ({error}); expected another name") from error
             self._adopt(saved, self.path)
-            for record in records:
-                self._keep(record)
-            for name, about in data.items():
+            for record in saved["records"]:
+                self._keep_known(record, f"out={self.path}")
+            for name, about in saved["data"].items():
                 self.skipped |= {(name, video): reason for video, reason in about.get("skipped", {}).items()}
         for part in self._parts():
-            for line in _whole_lines(part):
-                if "header" in line:
-                    self._adopt(line["header"], part)
-                elif "skip" in line:
-                    data_name, video, reason = line["skip"]
-                    self.skipped[data_name, video] = reason
-                else:
-                    self._keep(line)
+            with open(open_regular(part, os.O_RDONLY), "rb") as file:
+                data = file.read()
+            try:
+                for line, value in part_lines(data):
+                    self._take(value, part, line)
+            except ValueError as error:
+                if isinstance(error, _Other):
+                    raise
+                raise ValueError(
+                    f"{part}: {error}; expected a part of results. Name another --out, or remove it"
+                ) from error
+
+    def _take(self, value: Any, part: Path, line: int) -> None:
+        """Adds what a line of a part holds."""
+        try:
+            if isinstance(value, dict) and "header" in value:
+                check_header(value["header"])
+                self._adopt(value["header"], part)
+            elif isinstance(value, dict) and "skip" in value:
+                check_skip(value["skip"])
+                data_name, video, reason = value["skip"]
+                self.skipped[data_name, video] = reason
+            else:
+                check_record(value)
+                self._keep_known(value, "it")
+        except _Other:
+            raise
+        except ValueError as error:
+            raise ValueError(f"line {line}: {error}") from error
+
+    def _keep_known(self, record: Record, where: str) -> None:
+        for key, section in (("data", "data"), ("tracker", "trackers")):
+            if record[key] not in self.header[section]:
+                raise ValueError(f"{where} has a record of {key} {record[key]!r}; expected one of its {section}")
+        self._keep(record)
 
     def _adopt(self, saved: dict[str, Any], source: Path) -> None:
         """Takes over the data sets and trackers of earlier runs, if all that both know is the same."""
-        for section in ("about", "protocol"):
+        for section in SECTIONS[:2]:
             _check_same(section, self.header[section], saved.get(section, {}), source, whole=True)
         for section, ignored in (("data", {"total", "skipped", "path"}), ("trackers", set())):
             known = {k: _without(v, ignored) for k, v in saved.get(section, {}).items()}
@@ -137,7 +184,7 @@ def _check_same(section: str, mine: dict[str, Any], saved: dict[str, Any], sourc
     for key in sorted(shared - {"date"}):
         if mine.get(key) != saved.get(key):
             got, expected = mine.get(key), saved.get(key)
-            raise ValueError(
+            raise _Other(
                 f"{source} was measured with {section} {key} {expected}, and this is {got}; expected the same, or "
                 "another --out"
             )
@@ -147,10 +194,14 @@ def _without(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {k: v for k, v in values.items() if k not in names}
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a part; one that was broken off while it was written is left out."""
-    found = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return found
+def _part_prefix(path: Path) -> str:
+    name = path.name
+    if len(os.fsencode(name)) > 200:  # of the 255 bytes that a name may have
+        name = f"{name[:40]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
+    return f".{name}.part"
+
+
+def _is_own(path: Path) -> bool:
+    """Whether it is a regular file that has no other name: what is appended to it reaches nothing else."""
+    found = path.lstat()
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
