@@ -42,6 +42,44 @@ def small_chrono(**changes):
     return model
 
 
+# --- training on several devices --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def three_steps(module):
+    """Every parameter that trains has to take part in each step, or the next one is refused."""
+    parallel = nn.parallel.DistributedDataParallel(module.train())
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], 1e-3)
+    before = [p.detach().clone() for p in module.parameters()]
+    for _ in range(3):
+        out = parallel(torch.rand(1, 3, 3, 32, 32))
+        sum(o.square().sum() for o in (out if isinstance(out, (list, tuple)) else [out])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [not torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True)]
+
+
+@pytest.mark.parametrize("changes", [{}, {"norm": "clip"}, {"mixer": "conv3d"}, {"freeze_vit": False}], ids=str)
+@pytest.mark.parametrize("levels", [1, 3])
+def test_a_provider_trains_in_parallel(one_process, changes, levels):
+    chrono = small_chrono(**changes)
+    assert any(three_steps(FeatureProvider(chrono, 4, 5, levels=levels)))
+    assert all(p.requires_grad for p in chrono.adapters.parameters())
+
+
+@pytest.mark.parametrize("changes", [{}, {"neck": None, "out_channels": None}, {"freeze_vit": False}], ids=str)
+def test_the_backbone_trains_in_parallel_without_its_visibility_head(one_process, changes):
+    model = small_chrono(**changes)
+    model.visibility_head.requires_grad_(False)
+    assert any(three_steps(model))
+
+
 # --- features for any tracker -----------------------------------------------------------------------------------------
 
 

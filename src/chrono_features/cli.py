@@ -264,7 +264,7 @@ def train(
     """
     if textures is not None and not textures.is_dir():
         raise FileNotFoundError(f"textures={textures}: no such folder; expected one with photographs")
-    changes = {
+    changes: dict[str, Any] = {
         "batch": batch,
         "frames": frames,
         "size": None if size is None else parse_grid(size, "size"),

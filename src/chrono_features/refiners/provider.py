@@ -20,7 +20,8 @@ class FeatureProvider(nn.Module):
     """A backbone and a head for each level of features: 1 x 1 convolutions, to the channels that a tracker expects.
 
     The whole clip passes the backbone at once, so that frames see each other. Heads take features whose channels are
-    about 1, not of unit length, and so they return them unless `normalised`.
+    about 1, not of unit length, and so they return them unless `normalised`. The backbone's visibility head, which
+    features do without, is frozen: DistributedDataParallel asks for a gradient of all that trains.
 
     Args:
         chrono: The backbone.
@@ -53,6 +54,7 @@ class FeatureProvider(nn.Module):
             raise ValueError(f"channels={channels!r}; expected a positive whole number, or {levels} of them")
         if layout not in LAYOUTS:
             raise ValueError(f"layout={layout!r}; expected one of {', '.join(LAYOUTS)}")
+        chrono.visibility_head.requires_grad_(False)
         self.chrono, self.layout, self.normalised = chrono, layout, normalised
         self.strides = [stride * 2**level for level in range(levels)]
         self.heads = nn.ModuleList(

@@ -63,7 +63,6 @@ def swap_backbone(tracker: nn.Module, chrono: ChronoBackbone, *, freeze: str | N
     swap = _Swap({name: getattr(tracker, name) for name in module.BACKBONE}, [(p, p.requires_grad) for p in parameters])
     module.attach(tracker, chrono.to(next(tracker.parameters()).device))
     tracker.chrono_swap = swap  # type: ignore[assignment]
-    chrono.visibility_head.requires_grad_(False)  # features do without it; DDP asks for a gradient of all that trains
     if freeze == "backbone":
         chrono.requires_grad_(False)
     elif freeze == "all but heads":
