@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -285,9 +287,66 @@ def test_mistakes_are_one_line_before_any_work(clip: Path, monkeypatch: pytest.M
     assert "expected a name that ends in .safetensors" in refuse("features", clip, "--out", here / "f.npz")
     assert "device='tpu9'" in refuse("track", clip, "--device", "tpu9", "--out", here / "t.npz")
     assert "--every 0" in refuse("track", clip, "--every", 0, "--out", here / "t.npz")
+    for device in ("meta", "hpu", "cuda:99", "", "cpu:x"):
+        assert f"device={device!r} is not available" in refuse(
+            "track", clip, "--device", device, "--out", here / "t.npz"
+        )
+    for grid in ("grid:60000", "grid:1025", "grid:" + "9" * 5000, "grid:4@" + "9" * 20, "grid:00"):
+        assert "expected grid:N or grid:N@FRAME" in refuse("track", clip, "--queries", grid, "--out", here / "t.npz")
     assert "frame index" in refuse("track", clip, "--queries", "8,1,1", "--out", here / "t.npz")
     assert "x from 0 to 64" in refuse("track", clip, "--queries", "0,65,1", "--out", here / "t.npz")
     assert sorted(here.iterdir()) == files
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "links in a circle"])
+def test_outputs_in_the_place_of_something_else(clip: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(ChronoBackbone, "from_pretrained", None)  # not even the model is loaded
+    here = clip.parent
+    for name in ("t.npz", "f.safetensors", "r.json", "m"):
+        if kind == "links in a circle":
+            (here / name).symlink_to(here / name)
+        else:
+            os.mkfifo(here / ("pipe" + name if "link" in kind else name))
+            if "link" in kind:
+                (here / name).symlink_to(here / ("pipe" + name))
+    (here / "x.ckpt").touch()
+    assert "out=" in refuse("track", clip, "--out", here / "t.npz")
+    assert "out=" in refuse("features", clip, "--out", here / "f.safetensors")
+    assert "out=" in refuse("eval", "--data", "davis=x", "--out", here / "r.json", "--baseline", "static")
+    assert "OUT=" in refuse("convert", here / "x.ckpt", here / "m")
+
+
+def test_names_that_no_encoding_has_and_names_of_250_bytes(clip: Path) -> None:
+    for name in (os.fsdecode(b"caf\xe9.npz"), "x" * 246 + ".npz"):
+        printed = run("track", clip, "--queries", "0,5,5", "--out", clip.parent / name)
+        assert name.encode(errors="backslashreplace").decode() in printed.replace("\n", "")
+        assert Tracks.load(clip.parent / name).xy.shape == (1, 8, 2)
+
+
+def test_groups_and_models_are_names_not_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("[/y]").mkdir(parents=True)  # a folder is a model's name
+    (tmp_path / "images").mkdir()
+    for t in range(3):
+        Image.fromarray(np.full((32, 32, 3), 60 * t, np.uint8)).save(tmp_path / "images" / f"{t}.png")
+    table = "video,track,t,x,y,visible,group\n" + "".join(f"images,0,{t},5,5,1,[/x] :smile: [red]\n" for t in range(3))
+    (tmp_path / "points.csv").write_text(table)
+    out, report = tmp_path / "r.json", tmp_path / "r.html"
+    measure = ("eval", "--data", f"csv={tmp_path}", "--out", out, "--baseline", "static", "--report", report)
+    printed = run(*measure, "--model", "[/y]", "--device", "cpu")
+    assert "[/x] :smile: [red] (1)" in printed and "[/y]" in printed
+    assert "[/x] :smile: [red]" in report.read_text()
+
+
+def test_frames_that_a_video_does_not_have_are_refused_before_the_work(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines.Tracks, "__init__", lambda *_, **__: pytest.fail("tracked already"))
+    (clip.parent / "again.mp4").write_bytes(clip.read_bytes())
+    rows = ["again.mp4,0,7,5,5,1", "clip.mp4,0,0,5,5,1", "clip.mp4,0,99,5,5,1"]
+    (clip.parent / "points.csv").write_text("\n".join(["video,track,t,x,y,visible", *rows]))
+    said = refuse("eval", "--data", f"csv={clip.parent}", "--out", clip.parent / "r.json", "--baseline", "static")
+    assert "points.csv, line 4: t=99; expected less than 8, the frames of clip.mp4" in said
 
 
 def test_traceback_on_request(clip: Path) -> None:

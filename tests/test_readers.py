@@ -692,7 +692,7 @@ def test_columns_in_any_order_and_a_byte_order_mark(images: Path) -> None:
         (("images", 0, 1, "left", 2, 1), "x='left'; expected a number of pixels"),
         (("images", 0, 1, 1, "", 1), "y=''; expected a number of pixels"),
         (("images", 0, 1, 1, "nan", 1), "y='nan'; expected a number of pixels"),
-        (("images", 0, 1.5, 1, 2, 1), "t='1.5'; expected a whole number"),
+        (("images", 0, 1.5, 1, 2, 1), "t='1.5'; expected an integer"),
         (("images", 0, -1, 1, 2, 1), "t=-1; expected 0 or more"),
         (("images", 0, 1, 1, 2, "yes"), "visible='yes'; expected 0 or 1"),
         (("images", 0, 1, 1, 2), "too few or too many fields"),

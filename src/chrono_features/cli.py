@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -42,12 +44,17 @@ if TYPE_CHECKING:
     from .video import Video
 
 Item = TypeVar("Item")
+LONGEST_GRID = 1024  # points a side
+LONGEST_SIDE = 4096  # tokens or pixels
 
 
 class Commands(TyperGroup):
     """Turns what a user can put right (wrong arguments, files, missing extras) into one line instead of a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # names may hold what no encoding has, and are printed at the end
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except (ValueError, OSError, MissingExtra) as error:  # any other import that fails is a defect
@@ -392,7 +399,7 @@ def info(model: Annotated[str, typer.Argument(help="A known name, a folder, a hu
         table.add_row(f"parameters: {part}", f"{weights:,}")
     for key, value in network.config.to_dict().items():
         table.add_row(key, str(value))
-    Console(soft_wrap=True).print(table)
+    Console(soft_wrap=True, markup=False, emoji=False).print(table)
 
 
 @app.command()
@@ -410,7 +417,7 @@ def verify(
     table = Table(name, "published", "measured")
     for row in rows:
         table.add_row(*("-" if cell is None else str(cell) for cell in row))
-    Console(soft_wrap=True).print(table)
+    Console(soft_wrap=True, markup=False, emoji=False).print(table)
 
 
 def parse_queries(text: str) -> Callable[[tuple[int, int]], Tensor]:
@@ -425,9 +432,10 @@ def parse_queries(text: str) -> Callable[[tuple[int, int]], Tensor]:
     from .queries import grid_queries
 
     if text.startswith("grid"):
-        form = re.fullmatch(r"grid:(\d+)(?:@(\d+))?", text)
-        if form is None or int(form[1]) == 0:
-            raise ValueError(f"queries={text!r}; expected grid:N or grid:N@FRAME, N being the points a side")
+        form = re.fullmatch(r"grid:(\d{1,9})(?:@(\d{1,9}))?", text)
+        if form is None or not 1 <= int(form[1]) <= LONGEST_GRID:
+            expected = f"grid:N or grid:N@FRAME, N being the points a side, up to {LONGEST_GRID}"
+            raise ValueError(f"queries={text!r}; expected {expected}")
         return partial(grid_queries, int(form[1]), t=int(form[2] or 0))
     if text.lower().endswith(".csv"):
         points = _read_points(Path(text))
@@ -440,10 +448,12 @@ def parse_queries(text: str) -> Callable[[tuple[int, int]], Tensor]:
 
 def parse_grid(text: str, name: str = "grid") -> tuple[int, int]:
     """ "64" or "48x64" as (rows, columns)."""
-    form = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if form is None or "0" in (form[1], form[2]):
-        raise ValueError(f"{name}={text!r}; expected a positive whole number, or two as ROWSxCOLUMNS")
-    return int(form[1]), int(form[2] or form[1])
+    form = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text)
+    rows, columns = (int(form[1]), int(form[2] or form[1])) if form else (0, 0)
+    if not (1 <= rows <= LONGEST_SIDE and 1 <= columns <= LONGEST_SIDE):
+        expected = f"a positive integer up to {LONGEST_SIDE}, or two as ROWSxCOLUMNS"
+        raise ValueError(f"{name}={text!r}; expected {expected}")
+    return rows, columns
 
 
 def pick_device(name: str) -> torch.device:
@@ -458,8 +468,8 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises, by kind of device
+        torch.zeros(1, device=device).item()  # which the device "meta" cannot
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:  # by the kind of device
         raise ValueError(f"device={name!r} is not available; expected auto, cpu, cuda, cuda:N or mps") from error
     return device
 
@@ -476,17 +486,25 @@ def check_output(name: str, path: Path, suffixes: Iterable[str] | None, source: 
     Raises:
         FileNotFoundError: The parent folder is missing.
         PermissionError: It is not writable.
+        FileExistsError: Something that is no file, or no folder, is in its place.
         ValueError: The suffix is another one, `path` is a folder or it is `source`.
     """
+    from .files import folder_target, regular_target
+
     if suffixes is not None and path.suffix.lower() not in suffixes:
         raise ValueError(f"{name}={path}; expected a name that ends in {', '.join(suffixes)}")
     if suffixes is not None and path.is_dir():
         raise ValueError(f"{name}={path} is a folder; expected a file")
     if source is not None and path.exists() and source.exists() and path.samefile(source):
         raise ValueError(f"{name}={path} is the video itself; expected another name")
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{name}={path}: the folder {folder} does not exist")
+    target = path.absolute()
+    if not (target.is_dir() or target.parent.is_dir()):
+        raise FileNotFoundError(f"{name}={path}: the folder {target.parent} does not exist")
+    try:
+        target = folder_target(path) if suffixes is None else regular_target(path)
+    except OSError as error:
+        raise type(error)(f"{name}={path}: {error}") from error
+    folder = target if target.is_dir() else target.parent
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{name}={path}: the folder {folder} is not writable")
 

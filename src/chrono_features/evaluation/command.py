@@ -179,7 +179,8 @@ def main(
 
 def print_tables(results: Mapping[str, Any]) -> None:
     """The tables of results, groups set apart by lines."""
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    # Groups and models are named by others: "[/x]" is a name, not markup.
+    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False)
     for data, mode, titles, rows in result_tables(results):
         table = Table(*titles, title=f"{data}, {mode}", box=box.SIMPLE_HEAD, title_justify="left")
         for row, after in zip(rows, [*rows[1:], [""]], strict=True):

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..decoding import open_video, video_stream
+from ..extras import require
+from ..images import frame_files
 from .data import Entry, LabelledVideo
 from .frames import Size, extent, files_of, labelled, read_frames, stacked
 
@@ -55,6 +58,11 @@ class PointsTable:
         return len(self._rows)
 
     def fingerprint(self) -> dict[str, int | str]:
+        """Refuses frames that a video does not have, too: it is taken before anything is measured."""
+        for name, rows in self._rows.items():
+            frames = _counted(Path(self.path, name))
+            if frames is not None and (late := next((row for row in rows if row.t >= frames), None)):
+                raise self._beyond(late, name, frames)
         return extent([self._table, *(file for name in self._rows for file in files_of(Path(self.path, name)))])
 
     def _read(self) -> None:
@@ -79,6 +87,10 @@ class PointsTable:
                     raise ValueError(f"{where}: track {row.track} at t={row.t} again; expected only line {first}")
                 self._rows.setdefault(name, []).append(row)
 
+    def _beyond(self, row: _Row, name: str, frames: int) -> ValueError:
+        where = f"{self._table}, line {row.line}"
+        return ValueError(f"{where}: t={row.t}; expected less than {frames}, the frames of {name}")
+
     def _load(self, name: str, group: str) -> LabelledVideo:
         rows = self._rows[name]
         frames, (height, width) = stacked(read_frames(Path(self.path, name)), self.size)
@@ -87,23 +99,34 @@ class PointsTable:
         points, occluded, valid = np.full((*shape, 2), np.nan), np.ones(shape, bool), np.zeros(shape, bool)
         for row in rows:
             if row.t >= len(frames):
-                where = f"{self._table}, line {row.line}"
-                raise ValueError(f"{where}: t={row.t}; expected less than {len(frames)}, the frames of {name}")
+                raise self._beyond(row, name, len(frames))
             at = numbers[row.track], row.t
             points[at], occluded[at], valid[at] = row.xy, not row.visible, True
         return labelled(name, group, frames, points / (width, height), occluded, valid)
+
+
+def _counted(path: Path) -> int | None:
+    """The frames of a video by its packets, which are not decoded; None where it cannot be read."""
+    require("PIL.Image" if path.is_dir() else "av", "eval")
+    try:
+        if path.is_dir():
+            return len(frame_files(path))
+        with open_video(path) as container:
+            return sum(packet.size > 0 for packet in container.demux(video_stream(container, path, None)))
+    except (ValueError, OSError):  # which is told when its turn comes, and stops only this video
+        return None
 
 
 def _row(where: str, line: int, fields: dict[str, str]) -> _Row:
     def value(column: str, convert: Callable[[str], Any], expected: str) -> Any:
         try:
             return convert(fields[column].strip())
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, OverflowError):
             raise ValueError(f"{where}: {column}={fields[column]!r}; expected {expected}") from None
 
-    t = value("t", int, "a whole number")
-    if t < 0:
-        raise ValueError(f"{where}: t={t}; expected 0 or more")
+    t = value("t", int, "an integer")
+    if not 0 <= t < 2**31:
+        raise ValueError(f"{where}: t={fields['t']}; expected 0 or more")
     visible = value("visible", {"0": False, "1": True}.__getitem__, "0 or 1")
 
     def position(text: str) -> float:
