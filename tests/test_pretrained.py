@@ -514,6 +514,17 @@ def test_the_authors_weights_are_fetched_once_and_converted(gdown, authors_tiny,
     assert len(gdown.calls) == 2
 
 
+def test_what_killed_downloads_left_is_cleared(gdown, authors_tiny, tmp_path):
+    cache = tmp_path / "chrono-features"
+    (cache / "chrono-vits14.download").mkdir(parents=True)
+    (cache / "chrono-vits14.download" / "half").write_bytes(bytes(1000))
+    assert_same(ChronoBackbone.from_pretrained("chrono-vits14", cache_dir=tmp_path), authors_tiny)
+    assert {p.name for p in cache.iterdir()} <= {"chrono-vits14", "chrono-vits14.lock"}
+    (cache / "chrono-vits14" / "config.json").unlink()  # killed between two renames
+    assert_same(ChronoBackbone.from_pretrained("chrono-vits14", cache_dir=tmp_path), authors_tiny)
+    assert len(gdown.calls) == 2
+
+
 def check_by_hand(error, *parts):
     for part in parts:
         assert part in str(error.value)

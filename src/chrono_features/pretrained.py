@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -275,7 +274,7 @@ def _fetch_authors(
     """The folder of an authors' model in the Hugging Face cache, converted on first use."""
     cache = Path(cache_dir or constants.HF_HUB_CACHE) / "chrono-features"
     folder = cache / name
-    if (folder / WEIGHTS_FILE).is_file() and not force_download:
+    if _is_whole(folder) and not force_download:
         return folder
     address = f"https://drive.google.com/uc?id={AUTHORS_FILES[name]}"
     by_hand = (
@@ -291,15 +290,25 @@ def _fetch_authors(
     except MissingExtra as error:
         raise MissingExtra(f"{error}. Or: {by_hand}") from error
     with FileLock(cache / f"{name}.lock"):
-        if (folder / WEIGHTS_FILE).is_file() and not force_download:
+        if _is_whole(folder) and not force_download:
             return folder  # another process was faster
-        with tempfile.TemporaryDirectory(dir=cache) as temporary:
-            target = Path(temporary) / f"{name}.ckpt"
+        temporary = cache / f"{name}.download"  # under the lock: what is in it a killed process has left
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            target = temporary / f"{name}.ckpt"
             _download(lambda: gdown.download(address, str(target)), by_hand)
             if not target.is_file():
                 raise OSError(by_hand)
             save(load_authors_checkpoint(target), folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether both files are there: a process may have been killed between the two."""
+    return (folder / WEIGHTS_FILE).is_file() and (folder / CONFIG_FILE).is_file()
 
 
 def _download(fetch: Callable[[], Any], by_hand: str) -> None:

@@ -20,7 +20,7 @@ from ..adapter import AttentionMixer
 from ..backbone import ChronoBackbone
 from ..checkpoints import load_plain
 from ..extras import require
-from ..files import write_beside
+from ..files import naming, open_regular, write_beside
 from ..ops.matching import bilinear_corners
 from ..pretrained import DINOV2_VITS
 from ..tracking import soft_argmax_track
@@ -369,7 +369,9 @@ class _StageRun:
         self.accelerator.log({f"{self.stage.name}/{k}": v for k, v in values.items()}, step=self.steps_before + step)
         if self.accelerator.is_main_process:
             line = {"stage": self.stage.name, "step": step, **{k: round(v, 5) for k, v in values.items()}}
-            with open(self.out / "log.jsonl", "a") as file:
+            log = self.out / "log.jsonl"
+            descriptor = open_regular(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)  # a link may lead to any file
+            with naming(log), os.fdopen(descriptor, "a") as file:
                 file.write(json.dumps(line) + "\n")
 
     def _save_checkpoint(self, step: int) -> None:
