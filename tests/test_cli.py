@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import pickle
@@ -102,6 +103,78 @@ def test_track_without_outputs_writes_tracks_npz(clip: Path, monkeypatch: pytest
     assert not Path("tracks.npz").exists()
     run("track", clip, "--queries", "0,5,5")
     assert Path("tracks.npz").exists()
+
+
+def test_a_name_that_nobody_typed_replaces_nothing(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clip.parent)
+    Path("tracks.npz").write_text("of an earlier run")
+    Path("tracks-2.npz").symlink_to("nowhere")
+    assert f"wrote {clip.parent / 'tracks-3.npz'}: 1 points" in run("track", clip, "--queries", "0,5,5")
+    assert "tracks-4.npz" in run("track", clip, "--queries", "0,5,5")
+    assert Path("tracks.npz").read_text() == "of an earlier run" and not Path("nowhere").exists()
+    run("track", clip, "--queries", "0,5,5", "--out", "tracks.npz")  # typed
+    assert Tracks.load("tracks.npz").xy.shape == (1, 8, 2)
+
+
+def test_demo_replaces_nothing(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clip.parent)
+    monkeypatch.setattr("chrono_features.cli.resources.as_file", lambda _: contextlib.nullcontext(clip))
+    Path("chrono_demo.mp4").mkdir()
+    assert f"wrote {clip.parent / 'chrono_demo-2.mp4'}: 256 points, 8 frames" in run("demo", "--device", "cpu")
+    first = Path("chrono_demo-2.mp4").read_bytes()
+    assert "chrono_demo-3.mp4" in run("demo", "--device", "cpu")
+    assert Path("chrono_demo-2.mp4").read_bytes() == first
+    Path("mine.mp4").write_text("old")
+    assert "mine.mp4" in run("demo", "--device", "cpu", "--out", "mine.mp4")
+    assert read_video("mine.mp4").frames.shape == (8, 3, *SIZE)
+
+
+def test_a_run_that_was_faster_is_not_replaced(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clip.parent)
+    track = ChronoBackbone.track
+
+    def slow(*args: object, **kwargs: object) -> Tracks:
+        Path("tracks.npz").write_text("of a faster run")
+        return track(*args, **kwargs)
+
+    monkeypatch.setattr(ChronoBackbone, "track", slow)
+    assert "tracks-2.npz" in run("track", clip, "--queries", "0,5,5")
+    assert Path("tracks.npz").read_text() == "of a faster run"
+
+
+def test_every_command_ends_with_what_it_wrote_and_the_next_step(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chrono_features import training
+
+    monkeypatch.setattr(training, "train", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "chrono_features.evaluation.calibration.calibrate",
+        lambda network, *_: network,  # fits on many clips
+    )
+    monkeypatch.setattr("chrono_features.pretrained.verify", lambda *_, **__: [("delta", "63.0", None)])
+    checkpoint = Path(__file__).parent / "data" / "authors_tiny.ckpt"
+    davis = tapvid(tmp_path / "davis.pkl")
+    folder, out = tmp_path / "a folder", tmp_path / "out"
+    commands = {
+        out / "t.npz": ("track", clip, "--queries", "0,5,5", "--out", out / "t.npz"),
+        out / "o.mp4": ("track", clip, "--queries", "0,5,5", "--render", out / "o.mp4"),
+        out / "f.safetensors": ("features", clip, "--out", out / "f.safetensors"),
+        out / "p.mp4": ("pca", clip, "--out", out / "p.mp4"),
+        folder: ("convert", checkpoint, folder, "--num-heads", 2, "--grid", 8),
+        out / "run" / "visibility": ("train", "tiny", "--out", out / "run"),
+        out / "calibrated": ("calibrate", "chrono-tiny", out / "calibrated", "--photographs", tmp_path),
+        out / "r.json": ("eval", "--data", f"davis={davis}", "--baseline", "static", "--out", out / "r.json"),
+        None: ("info", "chrono-tiny"),
+        "": ("verify", "chrono-vits14"),
+    }
+    out.mkdir()
+    for wrote, arguments in commands.items():
+        lines = run(*arguments).splitlines()
+        assert lines[-1].startswith("next: "), arguments
+        if wrote:
+            assert any(line.startswith(f"wrote {wrote}: ") for line in lines[-3:]), arguments
+    assert f"--model '{folder}'" in run("info", folder)  # quoted for a shell
 
 
 def test_demo_tracks_the_clip_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -113,7 +115,8 @@ def track(
         ),
     ] = "grid:16",
     out: Annotated[
-        Path | None, typer.Option(help="Tracks as .npz.  [default: tracks.npz, unless --render is given]")
+        Path | None,
+        typer.Option(help="Tracks as .npz.  [default: tracks.npz or, if taken, tracks-2.npz …; none with --render]"),
     ] = None,
     render: Annotated[Path | None, typer.Option(help="Video with the tracks drawn over it.")] = None,
     model: Model = "chrono-tiny",
@@ -132,24 +135,29 @@ def track(
     ] = None,
 ) -> None:
     """Track points through a video."""
-    if out is None and render is None:
-        out = Path("tracks.npz")
     selection = _selection(start, end, every, max_frames, stream, fps, on_damage)
     improve: dict[str, Any] = {"refine": "photometric"} if refine else {}
     if min_confidence is not None:
         improve["confidence"] = True
-    _track(video, queries, out, render, model, device, max_frames_in_memory, improve, min_confidence, **selection)
+    named = out is not None or render is not None
+    out = out if named else Path("tracks.npz")
+    options = max_frames_in_memory, improve, min_confidence
+    _track(video, queries, out, render, model, device, named, *options, **selection)
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where to write the overlay.")] = Path("chrono_demo.mp4"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to write the overlay.  [default: chrono_demo.mp4 or, if taken, chrono_demo-2.mp4 …]"),
+    ] = None,
     model: Model = "chrono-tiny",
     device: Device = "auto",
 ) -> None:
     """Run `track` on the clip that comes with the package and draw the result."""
     with resources.as_file(resources.files(__package__) / "assets" / "bunny.mp4") as clip:
-        _track(clip, "grid:16", None, out, model, device, improve={"refine": "photometric"})
+        improve = {"refine": "photometric"}
+        _track(clip, "grid:16", None, out or Path("chrono_demo.mp4"), model, device, out is not None, improve=improve)
 
 
 @app.command()
@@ -187,7 +195,8 @@ def features(
     with write_beside(out) as file:
         file.write(save({"features": result.contiguous()}, about))
     frames, channels, rows, columns = result.shape
-    _done(out, f"{frames} frames, {channels} channels, grid {rows} x {columns}")
+    reader = f"safetensors.torch.load_file({str(out)!r})['features']"
+    _done(out, f"{frames} frames, {channels} channels, grid {rows} x {columns}", f"read them by {reader}")
 
 
 @app.command()
@@ -220,7 +229,7 @@ def pca(
         alone = pca_frames(_features(network, clip, place, adapters=False), clip.size)
         pictures = side_by_side({"ViT alone": alone, "with temporal adapters": pictures})
     write_video(out, _counted("drawing", pictures, len(clip.frames)), clip.fps)
-    _done(out)
+    _done(out, f"{len(clip.frames)} frames", "watch it: like colours are like features")
 
 
 @app.command()
@@ -241,7 +250,7 @@ def convert(
 
     with _progress(f"converting {checkpoint.name}"):
         load_authors_checkpoint(checkpoint, num_heads=num_heads, grid=size).save_pretrained(out)
-    _done(out)
+    _done(out, "config.json and model.safetensors", _track_with(out))
 
 
 @app.command()
@@ -294,7 +303,9 @@ def train(
         compile=compile,
         **{name: value for name, value in changes.items() if value is not None},
     )
-    _done(out)
+    plan = training.RECIPES[recipe]
+    last = out / (plan.visibility or plan.stages[-1]).name
+    _done(last, f"the trained model; {out} holds its log and a checkpoint too", _track_with(last))
 
 
 @app.command("eval")
@@ -387,7 +398,8 @@ def calibrate(
     with _bar("tracking clips") as update:
         calibration.calibrate(network, photographs, update)
     network.to("cpu").save_pretrained(out)
-    _done(out, f"confidence {network.config.confidence}, refined {network.config.refined_confidence}")
+    fitted = f"confidence {network.config.confidence}, refined {network.config.refined_confidence}"
+    _done(out, fitted, f"{_track_with(out)} --min-confidence 0.5")
 
 
 @app.command()
@@ -400,6 +412,7 @@ def info(model: Annotated[str, typer.Argument(help="A known name, a folder, a hu
     for key, value in network.config.to_dict().items():
         table.add_row(key, str(value))
     Console(soft_wrap=True, markup=False, emoji=False).print(table)
+    _next(_track_with(model))
 
 
 @app.command()
@@ -418,6 +431,7 @@ def verify(
     for row in rows:
         table.add_row(*("-" if cell is None else str(cell) for cell in row))
     Console(soft_wrap=True, markup=False, emoji=False).print(table)
+    _next(_track_with(name))
 
 
 def parse_queries(text: str) -> Callable[[tuple[int, int]], Tensor]:
@@ -516,6 +530,7 @@ def _track(
     render: Path | None,
     model: str,
     device: str,
+    named: bool,  # whether the user named the files: else nothing that is there is replaced
     in_memory: int | None = None,
     improve: dict[str, Any] | None = None,
     min_confidence: float | None = None,
@@ -525,10 +540,11 @@ def _track(
     from .video import VIDEO_FORMATS, write_video
     from .viz import draw_tracks
 
+    final = (lambda path: path) if named else _free
     if out is not None:
-        check_output("out", out, [".npz"], video)
+        check_output("out", final(out), [".npz"], video)
     if render is not None:
-        check_output("render", render, VIDEO_FORMATS, video)
+        check_output("render", final(render), VIDEO_FORMATS, video)
     points_of = parse_queries(queries)
     place = pick_device(device)
     clip = _read(video, model, **selection)
@@ -541,11 +557,15 @@ def _track(
     if min_confidence is not None and tracks.confidence is not None:
         tracks = replace(tracks, visible=tracks.confidence >= min_confidence)
     if out is not None:
+        out = final(out)  # once more: another run may have been faster
         tracks.save(out)
-        _done(out, f"{points.shape[1]} points, {len(clip.frames)} frames")
+        reader = f"chrono_features.Tracks.load({str(out)!r})"
+        _done(out, f"{points.shape[1]} points, {len(clip.frames)} frames", f"read them by {reader}")
     if render is not None:
-        write_video(render, _counted("drawing", draw_tracks(clip.frames, tracks), len(clip.frames)), clip.fps)
-        _done(render)
+        drawn = _counted("drawing", draw_tracks(clip.frames, tracks), len(clip.frames))
+        render = final(render)
+        write_video(render, drawn, clip.fps)
+        _done(render, f"{points.shape[1]} points, {len(clip.frames)} frames", "watch it: a ring is a hidden point")
 
 
 def _chunked(in_memory: int | None) -> dict[str, Any]:
@@ -684,5 +704,21 @@ def _counted(what: str, items: Iterable[Item], total: int) -> Iterator[Item]:
             update(done)
 
 
-def _done(path: Path, what: str = "") -> None:
-    print(f"{path}: {what}" if what else path)
+def _free(path: Path) -> Path:
+    """`path`, or where something is there already the first of NAME-2, NAME-3, … that is free."""
+    names = itertools.chain([path], (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(2)))
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def _track_with(model: str | Path) -> str:
+    return f"chrono-features track VIDEO --model {shlex.quote(str(model))}"
+
+
+def _done(path: Path, what: str, then: str) -> None:
+    """What was written, where, and what to do with it."""
+    print(f"wrote {path.absolute()}: {what}")
+    _next(then)
+
+
+def _next(then: str) -> None:
+    print(f"next: {then}")

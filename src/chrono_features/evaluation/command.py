@@ -175,6 +175,12 @@ def main(
     if report is not None:
         with progress("drawing the report"):
             write_report(report, _at_hand(results, data), _loader(data))
+        print(f"wrote {report.absolute()}: the report")
+    print(f"wrote {out.absolute()}: {len(results['records'])} records")
+    again = (
+        "open the report" if report is not None else "call this again with --report report.html for charts and clips"
+    )
+    print(f"next: {again}")
 
 
 def print_tables(results: Mapping[str, Any]) -> None:
