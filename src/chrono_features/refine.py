@@ -4,6 +4,9 @@ Soft-argmax finds a point by its looks to a fraction of a cell; the pixels aroun
 patch starts from the soft-argmax estimate, and from where the frame before leads to: the feature under the last
 position, tracked one frame on. The better of the two, by correlation with the query's own patch, is kept: so a track
 follows a point that turns or grows, does not drift, and can be lost and found again. Nothing is trained.
+
+Where alignment is sure, the feature shows the query's point again. Those features and the query's own are averaged
+(`query_memory`), and frames in which alignment was not sure are searched and aligned once more with the average.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch import Tensor
 
 from .checks import check_features, check_finite, check_queries, check_soft_argmax, check_tracks, check_video
 from .ops.matching import default_budget, match, sample_features
+from .query_memory import remember
 from .tracks import Tracks
 
 PIXELS_PER_CELL = 4  # frames are resized to this, so that an estimate is off by a few pixels at most
@@ -25,7 +29,7 @@ SHIFT_STEPS, AFFINE_STEPS = 2, 8
 LONGEST_STEP = 2.0  # pixels
 REACH = 4.0  # pixels that an alignment may lead away from its start
 LEAST = 0.5  # correlation below which the soft-argmax estimate stands
-SURE = 0.85  # correlation from which on the patch's turn and scale are carried to the next frame
+SURE = 0.85  # correlation from which on the patch's turn and scale are carried on, and its feature is remembered
 CARRIED = 0.7  # correlation that the start carried over from the frame before needs to be taken
 LARGEST_ZOOM = 8.0  # in area
 FLAT = 2e-3  # standard deviation of the grey values of a patch below which it counts as noise
@@ -43,6 +47,7 @@ def refine_photometric(
     *,
     temperature: float = 20.0,
     radius: float = 5.0,
+    query_memory: bool = True,
 ) -> Tracks:
     """Tracks whose positions agree with the pixels of the video, not only with its features.
 
@@ -55,7 +60,9 @@ def refine_photometric(
         features: Their features.
         queries: The points that were tracked.
         tracks: What soft-argmax found for them.
-        temperature, radius: Of soft-argmax, where a start is carried from frame to frame.
+        temperature, radius: Of soft-argmax, where points are sought again.
+        query_memory: Whether frames in which a query was not found for sure are searched a second time, with the
+            query's feature averaged over the frames that are joined to its own without a gap and in which it was.
 
     Returns:
         `tracks` with other positions, and with `correlation`, -1 to 1, of the patch there with the query's own.
@@ -79,9 +86,9 @@ def refine_photometric(
         for b, clip in enumerate(video):
             own = torch.cat([queries[b, :, :1], queries[b, :, 1:] * scale], dim=1).to(scale)
             grey = _grey_frames(clip, size, scale)
-            follow = _Follower(features[b : b + 1], size, temperature, radius)
+            seek = _Seeker(features[b : b + 1], size, temperature, radius)
             together = zip(own.split(QUERIES_TOGETHER), (tracks.xy[b] * scale).split(QUERIES_TOGETHER), strict=True)
-            parts = [_refined(_Patches(grey, some), follow, estimates) for some, estimates in together]
+            parts = [_refined(_Patches(grey, some), seek, estimates, query_memory) for some, estimates in together]
             xy, correlation, moved = (torch.cat(part) for part in zip(*parts, strict=True))
             places.append(torch.where(moved[..., None], xy / scale, tracks.xy[b]))
             correlations.append(correlation.clamp(-1, 1))  # against rounding
@@ -90,58 +97,113 @@ def refine_photometric(
 
 def _refined(
     patches: _Patches,
-    follow: _Follower,
+    seek: _Seeker,
     estimates: Tensor,  # (N, T, 2)
-) -> tuple[Tensor, Tensor, Tensor]:  # (N, T, 2) positions, (N, T) correlations, (N, T) whether they were aligned
-    """Goes from each query's frame forwards, and again backwards, one frame at a time."""
-    xy, correlation = estimates.clone(), torch.ones_like(estimates[..., 0])
-    moved = torch.zeros_like(correlation, dtype=torch.bool)
+    query_memory: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # (N, T, 2) positions, (N, T) correlations, (N, T) whether positions are other ones
+    path = _aligned(patches, seek, estimates, _Path.start(estimates))
+    if not query_memory:
+        return path.xy, path.correlation, path.accepted
+    memory = remember(seek.features[0], patches.frames, seek.cells(path.xy), path.sure)
+    own = torch.arange(estimates.shape[1], device=estimates.device) == patches.frames[:, None]
+    again = (memory.count > 0) & ~path.sure & ~own  # (N, T) where queries are sought a second time
+    n = again.any(dim=1).nonzero()[:, 0]
+    estimates = estimates.clone()
+    estimates[n] = torch.where(again[n, :, None], seek.everywhere(memory.features()[n]), estimates[n])
+    path = _aligned(patches, seek, estimates, path._replace(sure=~again))
+    return path.xy, path.correlation, path.accepted | again
+
+
+class _Path(NamedTuple):
+    """What alignment found of each query in each frame."""
+
+    xy: Tensor  # (N, T, 2)
+    correlation: Tensor  # (N, T)
+    warp: Tensor  # (N, T, 2, 2)
+    accepted: Tensor  # (N, T) bool: whether the position is that of an alignment
+    sure: Tensor  # (N, T) bool: whether it is so good that neighbouring frames may build on it
+
+    @staticmethod
+    def start(estimates: Tensor) -> _Path:
+        """Before any alignment."""
+        no = torch.zeros_like(estimates[..., 0], dtype=torch.bool)
+        warp = torch.eye(2).to(estimates).repeat(*no.shape, 1, 1)
+        return _Path(estimates, torch.ones_like(estimates[..., 0]), warp, no, no)
+
+
+def _aligned(
+    patches: _Patches,
+    seek: _Seeker,
+    estimates: Tensor,  # (N, T, 2)
+    before: _Path,
+) -> _Path:
+    """Goes from each query's frame forwards, and again backwards, one frame at a time. What was sure before stands."""
+    path = _Path(*(field.clone() for field in before))
     frames = estimates.shape[1]
     for step in (1, -1):
-        warp = torch.eye(2).to(xy).repeat(len(xy), 1, 1)
+        warp = torch.eye(2).to(estimates).repeat(len(estimates), 1, 1)
         last = patches.centres.clone()  # where each point was in the frame before
         trusted = torch.ones_like(last[:, 0], dtype=torch.bool)  # whether that came from an alignment
         for t in range(frames)[::step]:
             n = ((t - patches.frames) * step > 0).nonzero()[:, 0]
+            stands = n[before.sure[n, t]]
+            last[stands], warp[stands], trusted[stands] = path.xy[stands, t], path.warp[stands, t], True
+            n = n[~before.sure[n, t]]
             if not len(n):
                 continue
             estimate, turned = estimates[n, t], warp[n]
-            carried = follow(last[n], t - step, t)
+            carried = seek.next(last[n], t - step, t)
             found, plain = patches.align(t, n, torch.stack([estimate, carried], dim=1), turned)
             best, other = found.start(0), found.start(1)
             wins = trusted[n] & (other.correlation > CARRIED) & (other.correlation > best.correlation)
             best, plain = best.where(~wins, other), plain[:, 0]
             accepted = (best.correlation >= LEAST) & (best.correlation >= plain)
-            last[n] = torch.where(accepted[:, None], best.xy, estimate)
-            xy[n, t], moved[n, t] = last[n], accepted
-            correlation[n, t] = torch.where(accepted, best.correlation, plain)
             size = torch.linalg.det(best.warp)
             sure = accepted & (best.correlation >= SURE) & (size > 1 / LARGEST_ZOOM) & (size < LARGEST_ZOOM)
+            last[n] = torch.where(accepted[:, None], best.xy, estimate)
             warp[n] = torch.where(sure[:, None, None], best.warp, turned)
             trusted[n] = sure | (trusted[n] & accepted)
-    return xy, correlation, moved
+            path.xy[n, t], path.warp[n, t] = last[n], warp[n]
+            path.correlation[n, t] = torch.where(accepted, best.correlation, plain)
+            path.accepted[n, t], path.sure[n, t] = accepted, sure
+    return path
 
 
-class _Follower:
-    """From a position in one frame to the next: soft-argmax of the feature that is there."""
+class _Seeker:
+    """Soft-argmax in pixels of the patches."""
 
     def __init__(self, features: Tensor, size: tuple[int, int], temperature: float, radius: float) -> None:
         self.features, self.size, self.temperature, self.radius = features, size, temperature, radius
 
-    def __call__(
+    def next(
         self,
         xy: Tensor,  # (N, 2)
         before: int,
         after: int,
     ) -> Tensor:  # (N, 2)
-        rows, columns = self.features.shape[-2:]
-        cell = xy.new_tensor([self.size[1] / columns, self.size[0] / rows])
-        cells = xy / cell
+        """From positions in one frame to another: where the features that are there are found."""
         frame = torch.full_like(xy[:, 0], before, dtype=torch.long)
-        own = sample_features(self.features[0], frame, cells, xy.dtype)[None]
-        there = self.features[:, after : after + 1]
+        own = sample_features(self.features[0], frame, self.cells(xy), xy.dtype)
+        return self._found(self.features[:, after : after + 1], own)[:, 0].to(xy)
+
+    def everywhere(
+        self,
+        own: Tensor,  # (N, C)
+    ) -> Tensor:  # (N, T, 2)
+        """Where features are found in every frame."""
+        return self._found(self.features, own)
+
+    def cells(self, xy: Tensor) -> Tensor:  # (..., 2) -> (..., 2)
+        return xy / self._cell(xy)
+
+    def _cell(self, like: Tensor) -> Tensor:  # (2,) its size in pixels
+        rows, columns = self.features.shape[-2:]
+        return like.new_tensor([self.size[1] / columns, self.size[0] / rows])
+
+    def _found(self, there: Tensor, own: Tensor) -> Tensor:
         settings = (self.temperature, self.radius, torch.float32, default_budget(own.device))
-        return match(there, own, None, None, *settings).cells[0, :, 0].to(xy) * cell
+        cells = match(there, own[None], None, None, *settings).cells[0]
+        return cells * self._cell(cells)
 
 
 class _Alignment(NamedTuple):

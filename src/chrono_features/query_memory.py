@@ -1,0 +1,81 @@
+"""A query's memory: its feature, averaged with those along its own track.
+
+One frame shows a point with the noise, the blur and the view of a moment. Other frames show it again, and where a track
+is sure of its position, the feature there belongs to the same point. The average finds the point where a single
+feature does not.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .ops.dtypes import wide_dtype
+from .ops.matching import sample_features
+
+
+class QueryMemory:
+    """The features of N queries, and what frames beside their own have added, one frame at a time.
+
+    Memory ends where a track is first not sure: what follows a gap may be another point.
+
+    Args:
+        own: The feature of each query in its own frame.
+    """
+
+    def __init__(
+        self,
+        own: Tensor,  # (N, C)
+    ) -> None:
+        self.own, self.total = own, torch.zeros_like(own)
+        self.count = torch.zeros_like(own[:, :1])
+        self.unbroken = torch.ones_like(own[:, 0], dtype=torch.bool)
+
+    def update(
+        self,
+        features: Tensor,  # (C, h, w)
+        cells: Tensor,  # (N, 2) (x, y)
+        sure: Tensor,  # (N,) bool
+        seen: Tensor | None = None,  # (N,) bool
+    ) -> None:
+        """Adds the next frame.
+
+        Args:
+            features: Features of the frame.
+            cells: Where the queries are in it, in cells.
+            sure: Whether these positions are trusted.
+            seen: Whose turn the frame is; None is everyone's. The others are as before.
+        """
+        seen = torch.ones_like(sure) if seen is None else seen
+        self.unbroken &= sure | ~seen
+        n = (self.unbroken & seen).nonzero()[:, 0]
+        self.total[n] += sample_features(features[None], torch.zeros_like(n), cells[n], self.own.dtype)
+        self.count[n] += 1
+
+    def features(self) -> Tensor:
+        """L2-normalised (N, C): the query's own feature and the mean of the others, at equal weight."""
+        return F.normalize(self.own + self.total / self.count.clamp(min=1), dim=1)
+
+
+def remember(
+    features: Tensor,  # (T, C, h, w)
+    frames: Tensor,  # (N,)
+    cells: Tensor,  # (N, T, 2)
+    sure: Tensor,  # (N, T) bool
+) -> QueryMemory:
+    """The memory of queries in a whole clip: frames on both sides of a query's own.
+
+    Args:
+        features: Features of the clip.
+        frames: The frame of each query.
+        cells: Where the queries are, (x, y) in cells; in its own frame a query is where it was set.
+        sure: Which of these positions are trusted.
+    """
+    n = torch.arange(len(frames), device=frames.device)
+    memory = QueryMemory(sample_features(features, frames, cells[n, frames], wide_dtype(features.dtype)))
+    for step in (1, -1):
+        memory.unbroken.fill_(True)
+        for t in range(len(features))[::step]:
+            memory.update(features[t], cells[:, t], sure[:, t], seen=(t - frames) * step > 0)
+    return memory
