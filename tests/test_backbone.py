@@ -528,14 +528,27 @@ def test_track_refines_when_asked(judging_model, clip):
     model, _ = judging_model
     video, queries = clip(2, 4, 40, 60), grid_queries(3, (40, 60), t=2)
     video[:, 1:] = video[:, :1]
-    raw = model.track(video, queries)
+    raw = model.track(video, queries, visible_threshold=model.config.refined_visible_threshold)
     assert raw.correlation is None and raw.confidence is None
     tracks = model.track(video, queries, refine="photometric")
     with torch.no_grad():
         expected = refine_photometric(video, model(video), queries, raw, temperature=7.0, radius=2.0)
     assert torch.equal(tracks.xy, expected.xy) and torch.equal(tracks.correlation, expected.correlation)
-    assert tracks.confidence is None and torch.equal(tracks.visible, raw.visible)
+    assert tracks.confidence is None and torch.equal(tracks.visible, raw.visible | (tracks.correlation >= 0.85))
     assert not torch.equal(tracks.xy, raw.xy) and torch.equal(tracks.similarity, raw.similarity)
+
+
+def test_visible_is_by_the_thresholds_of_the_configuration(small_model, clip):
+    model = small_model(visible_threshold=0.3, refined_visible_threshold=0.45)
+    torch.nn.init.normal_(model.visibility_head.linear.weight, std=3, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.zeros_(model.visibility_head.linear.bias)
+    video, queries = clip(2, 4, 40, 60), grid_queries(6, (40, 60), t=2)
+    tracks, refined = (model.track(video, queries, refine=refine) for refine in (None, "photometric"))
+    seen = (1 - torch.sigmoid(tracks.logits)).prod(-1)
+    assert torch.equal(tracks.visible, seen >= 0.3)
+    assert torch.equal(refined.visible, (seen >= 0.45) | (refined.correlation >= 0.85))
+    assert (tracks.visible != (seen >= 0.5)).any() and (refined.visible != tracks.visible).any()
+    assert torch.equal(model.track(video, queries, visible_threshold=0.5).visible, seen >= 0.5)
 
 
 @pytest.mark.parametrize("refine", [None, "photometric"])
@@ -550,7 +563,11 @@ def test_track_tells_its_confidence_when_asked(judging_model, clip, refine):
     with torch.no_grad():
         signals = track_signals(model(video), queries, plain, (40, 60), temperature=7.0, radius=2.0)
     torch.testing.assert_close(tracks.confidence, probability(signals, weights))
-    assert torch.equal(tracks.visible, tracks.confidence >= (0.3 if refine is None else 0.5))
+    thresholds = model.config.visible_threshold, model.config.refined_visible_threshold
+    assert torch.equal(tracks.visible, tracks.confidence >= thresholds[refine is not None])
+    wanted = float(tracks.confidence.median())
+    chosen = model.track(video, queries, refine=refine, confidence=True, visible_threshold=wanted)
+    assert torch.equal(chosen.visible, tracks.confidence >= wanted) and not torch.equal(chosen.visible, tracks.visible)
     for name in ("xy", "similarity", "logits"):
         assert torch.equal(getattr(tracks, name), getattr(plain, name)), name
 

@@ -260,7 +260,7 @@ def test_visible_follows_from_confidence():
     features, queries, tracks = draw(count=40)
     weights = (-0.8, 1.0, 2.0, -0.5, -0.3)
     tracks = Tracks(tracks.xy, tracks.similarity, torch.ones(2, 40, 4, dtype=torch.bool), torch.zeros(2, 40, 4, 2))
-    found = with_confidence(tracks, features, queries, SIZE, weights, **OPTIONS)
+    found = with_confidence(tracks, features, queries, SIZE, weights, 0.3, **OPTIONS)
     signals = track_signals(features, queries, tracks, SIZE, **OPTIONS)
     torch.testing.assert_close(found.confidence, probability(signals, weights))
     assert torch.equal(found.visible, found.confidence >= 0.3) and 0 < found.visible.sum() < found.visible.numel()

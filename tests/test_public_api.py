@@ -56,12 +56,14 @@ def test_signatures():
         "temperature",
         "radius",
         "visibility_head",
+        "visible_threshold",
         "correlation_dtype",
         "memory_budget",
     ]
     keyword_only = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
     assert keyword_only == list(parameters)[3:]
     assert parameters["temperature"].default == 20.0 and parameters["radius"].default == 5.0
+    assert parameters["visible_threshold"].default == 0.5
     assert parameters["correlation_dtype"].default is torch.float32
     assert names(grid_queries) == ["size", "image_size", "t"]
     assert names(ChronoBackbone.__init__)[1:] == ["config", "pretrained_vit", "backend"]
@@ -69,7 +71,8 @@ def test_signatures():
     assert names(load_authors_checkpoint) == ["path", "num_heads", "grid"]
     options = ["features", "refine", "confidence", "max_frames_in_memory", "offload", "options"]
     assert names(ChronoBackbone.track)[1:] == ["video", "queries", "grid", *options]
-    assert names(refine_photometric) == ["video", "features", "queries", "tracks", "temperature", "radius"]
+    soft_argmax = ["temperature", "radius"]
+    assert names(refine_photometric) == ["video", "features", "queries", "tracks", *soft_argmax, "query_memory"]
     assert names(track_signals) == ["features", "queries", "tracks", "image_size", "temperature", "radius"]
     expected = ["xy", "similarity", "visible", "logits", "correlation", "confidence"]
     assert [f.name for f in dataclasses.fields(Tracks)] == expected
@@ -103,6 +106,8 @@ def test_defaults_of_the_configuration():
         "freeze_vit": True,
         "temperature": 20.0,
         "radius": 5.0,
+        "visible_threshold": 0.5,
+        "refined_visible_threshold": 0.5,
         "confidence": None,
         "refined_confidence": None,
     }

@@ -242,10 +242,10 @@ class ChronoBackbone(
             grid, max_frames_in_memory, offload: See `forward`; without meaning where `features` are given.
             features: Features of `video`, where there are some already.
             confidence: Whether to tell how sure each position is, see `chrono_features.confidence`; `visible` then
-                follows from it (0.3 or more, and 0.5 for refined tracks). Needs a calibrated model.
+                follows from it. Needs a calibrated model.
             refine: "photometric" aligns positions with the pixels, see `chrono_features.refine`; None does not.
-            options: Further keyword arguments of `soft_argmax_track`, whose temperature and radius come from the
-                configuration.
+            options: Further keyword arguments of `soft_argmax_track`. Temperature, radius and `visible_threshold` come
+                from the configuration otherwise.
 
         Returns:
             `Tracks` in pixels of `video`.
@@ -260,17 +260,26 @@ class ChronoBackbone(
         queries = check_queries(queries, video.shape[0], video.shape[1], image_size).to(self.device)
         c = self.config
         weights = confidence_weights(c, refine is not None) if confidence else ()
-        options = {"temperature": c.temperature, "radius": c.radius, "visibility_head": self.visibility_head, **options}
+        defaults = {
+            "temperature": c.temperature,
+            "radius": c.radius,
+            "visibility_head": self.visibility_head,
+            "visible_threshold": c.visible_threshold if refine is None else c.refined_visible_threshold,
+        }
+        options = {**defaults, **options}
         temperature, radius = check_soft_argmax(**options)
-        disc = {"temperature": temperature, "radius": radius}
         if features is not None:
             check_features(features, video)
         else:
             features = self(video, grid, max_frames_in_memory=max_frames_in_memory, offload=offload)
         tracks = soft_argmax_track(features, queries, image_size, **options)
         if refine is not None:
-            tracks = refine_photometric(video, features, queries, tracks, **disc)
-        return with_confidence(tracks, features, queries, image_size, weights, **disc) if confidence else tracks
+            tracks = refine_photometric(video, features, queries, tracks, temperature=temperature, radius=radius)
+        if confidence:
+            threshold = options["visible_threshold"]
+            disc = {"temperature": temperature, "radius": radius}
+            tracks = with_confidence(tracks, features, queries, image_size, weights, threshold, **disc)
+        return tracks
 
     @classmethod
     def from_pretrained(cls, name: str, *, backend: str = "auto", **options: Any) -> ChronoBackbone:  # type: ignore[override]

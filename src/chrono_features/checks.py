@@ -59,6 +59,13 @@ def check_number(name: str, value: Any, expected: str = "a finite number above 0
     return float(value)
 
 
+def check_probability(name: str, value: Any) -> float:
+    """`value` as a float; ValueError unless it is a number from 0 to 1."""
+    if not (is_number(value) and 0 <= value <= 1):
+        raise refusal(name, value, "a number from 0 to 1")
+    return float(value)
+
+
 def check_integer(name: str, value: Any, least: int = 0, most: int | None = None, unit: str = "") -> int:
     """`value` as an int; ValueError unless it is an integer from `least` to `most`."""
     if not is_integer(value, least, math.inf if most is None else most):
@@ -106,6 +113,7 @@ def check_soft_argmax(
     visibility_head: Any = None,
     correlation_dtype: Any = torch.float32,
     memory_budget: Any = None,
+    visible_threshold: Any = 0.5,
 ) -> tuple[float, float]:
     """Temperature and radius as floats; ValueError unless all options are as `soft_argmax_track` takes them."""
     if visibility_head is not None and not callable(visibility_head):
@@ -116,6 +124,7 @@ def check_soft_argmax(
         raise refusal("correlation_dtype", correlation_dtype, f"one of {', '.join(map(str, FLOATING))}")
     if memory_budget is not None and not is_integer(memory_budget, 1):
         raise refusal("memory_budget", memory_budget, "None or a positive integer of bytes")
+    check_probability("visible_threshold", visible_threshold)
     return check_number("temperature", temperature), check_number("radius", radius)
 
 

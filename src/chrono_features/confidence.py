@@ -30,7 +30,6 @@ from .ops.matching import default_budget, match, sample_features
 from .tracks import Tracks
 
 SIGNALS = ("similarity", "margin", "entropy", "cycle error")  # and "correlation" for refined tracks
-VISIBLE, REFINED_VISIBLE = 0.3, 0.5  # confidence from which on a point is called visible
 NEAR = 4.0  # pixels at 256 x 256
 LARGEST_CYCLE_ERROR = 32.0  # pixels at 256 x 256; from there on all are alike
 
@@ -57,9 +56,10 @@ def with_confidence(
     queries: Tensor,  # (B, N, 3) (t, x, y)
     image_size: Sequence[float],
     weights: Sequence[float],
+    visible_threshold: float = 0.5,
     **options: float,
 ) -> Tracks:
-    """`tracks` with their confidence; visible is then what has 0.3 or more of it, or 0.5 where they were refined.
+    """Add the confidence of each position, and call visible what reaches a threshold.
 
     Args:
         tracks: Tracks of `queries`, refined or not.
@@ -67,12 +67,12 @@ def with_confidence(
         queries: The points that were tracked.
         image_size: (height, width) in pixels that positions refer to.
         weights: Of `probability`, fitted to tracks of this kind.
+        visible_threshold: Minimum confidence for a point to count as visible.
         options: `temperature` and `radius`, as in `track_signals`.
     """
     signals = track_signals(features, queries, tracks, image_size, **options)
     confidence = probability(signals, weights)
-    least = VISIBLE if tracks.correlation is None else REFINED_VISIBLE
-    return replace(tracks, confidence=confidence, visible=confidence >= least)
+    return replace(tracks, confidence=confidence, visible=confidence >= visible_threshold)
 
 
 @torch.no_grad()

@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from .checks import check_choice, check_flag, check_integer, check_number, is_integer, is_number, refusal
+from .checks import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+    check_probability,
+    is_integer,
+    is_number,
+    refusal,
+)
 
 # Sizes beyond which a mistake is more likely than a network, and memory would run out
 WIDEST = 2**16  # channels, and frames of a window
@@ -77,6 +86,8 @@ class ChronoConfig:
         out_channels: Channels of the features; None keeps the ViT's width.
         freeze_vit: Whether the ViT takes no gradients and stays in eval mode.
         temperature, radius: Softmax temperature and disc radius (in feature cells) that `track` uses.
+        visible_threshold, refined_visible_threshold: Minimum probability, by the visibility head or by the confidence
+            where that is asked for, for a plain and for a refined point to count as visible in `track`.
         confidence, refined_confidence: Weights of the confidence of plain and of refined tracks (a bias and one for
             each signal, see `chrono_features.confidence`), or None where it was not calibrated.
 
@@ -105,6 +116,8 @@ class ChronoConfig:
     freeze_vit: bool = True
     temperature: float = 20.0
     radius: float = 5.0
+    visible_threshold: float = 0.5
+    refined_visible_threshold: float = 0.5
     confidence: tuple[float, ...] | None = None
     refined_confidence: tuple[float, ...] | None = None
 
@@ -141,6 +154,8 @@ class ChronoConfig:
             raise refusal("adapter_heads", self.adapter_heads, f"a divisor of adapter_channels={self.adapter_channels}")
         for name in ("temperature", "radius"):
             check_number(name, getattr(self, name))
+        for name in ("visible_threshold", "refined_visible_threshold"):
+            check_probability(name, getattr(self, name))
         for name, count in (("confidence", 5), ("refined_confidence", 6)):
             value = getattr(self, name)
             if value is not None and not _are_numbers(value, count):

@@ -65,7 +65,8 @@ def refine_photometric(
             query's feature averaged over the frames that are joined to its own without a gap and in which it was.
 
     Returns:
-        `tracks` with other positions, and with `correlation`, -1 to 1, of the patch there with the query's own.
+        `tracks` with other positions, and with `correlation`, -1 to 1, of the patch there with the query's own. Where
+        it is 0.85 or more a point is visible, whatever a visibility head thought.
 
     Raises:
         ValueError: An argument has the wrong shape, type or range.
@@ -92,7 +93,9 @@ def refine_photometric(
             xy, correlation, moved = (torch.cat(part) for part in zip(*parts, strict=True))
             places.append(torch.where(moved[..., None], xy / scale, tracks.xy[b]))
             correlations.append(correlation.clamp(-1, 1))  # against rounding
-    return replace(tracks, xy=torch.stack(places), correlation=torch.stack(correlations))
+    correlation = torch.stack(correlations)
+    visible = None if tracks.visible is None else tracks.visible | (correlation >= SURE)
+    return replace(tracks, xy=torch.stack(places), correlation=correlation, visible=visible)
 
 
 def _refined(

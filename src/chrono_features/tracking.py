@@ -29,6 +29,7 @@ def soft_argmax_track(
     temperature: float = 20.0,
     radius: float = 5.0,
     visibility_head: nn.Module | None = None,
+    visible_threshold: float = 0.5,
     correlation_dtype: torch.dtype = torch.float32,
     memory_budget: int | None = None,
 ) -> Tracks:
@@ -49,6 +50,8 @@ def soft_argmax_track(
         temperature: Factor on similarities before the softmax.
         radius: Radius of the disc around the best cell, in cells.
         visibility_head: Maps (..., 3) statistics of the similarity map to two logits, see `VisibilityHead`.
+        visible_threshold: Minimum probability, by the head, of being neither occluded nor far for a point to count as
+            visible (Chrono: 0.5).
         correlation_dtype: `torch.bfloat16` reproduces the authors' evaluation; anything wider is at least float32 and
             at least the features' own precision.
         memory_budget: Bytes for one chunk of similarities; None takes 48 MB on a CPU and 256 MB elsewhere.
@@ -61,7 +64,9 @@ def soft_argmax_track(
     """
     check_features(features)
     height, width = check_image_size(image_size)
-    temperature, radius = check_soft_argmax(temperature, radius, visibility_head, correlation_dtype, memory_budget)
+    temperature, radius = check_soft_argmax(
+        temperature, radius, visibility_head, correlation_dtype, memory_budget, visible_threshold
+    )
     place = queries if queries is not None else query_features
     device = place.device if features.device.type == "cpu" and isinstance(place, Tensor) else features.device
     memory_budget = default_budget(device) if memory_budget is None else memory_budget
@@ -92,7 +97,7 @@ def soft_argmax_track(
         if not isinstance(logits, Tensor) or logits.shape != xy.shape:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"visibility_head returns {got}; expected {tuple(xy.shape)}, two logits a point and frame")
-        visible = (1 - torch.sigmoid(logits)).prod(dim=-1) >= 0.5  # neither occluded nor far
+        visible = (1 - torch.sigmoid(logits)).prod(dim=-1) >= visible_threshold  # neither occluded nor far
     return Tracks(xy, found.maximum, visible, logits)
 
 
