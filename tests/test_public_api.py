@@ -1,10 +1,13 @@
 """The names and signatures that users rely on."""
 
+import ast
 import dataclasses
 import importlib.metadata
 import inspect
+import re
 from pathlib import Path
 
+import pytest
 import torch
 
 import chrono_features
@@ -115,6 +118,39 @@ def test_defaults_of_the_configuration():
 
 def test_model_names():
     assert set(NAMES) == {"chrono-tiny", "chrono-vits14", "chrono-vitb14", "dinov2-vits14", "dinov2-vitb14"}
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+
+
+def blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.S | re.M)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_keep_no_graph(page):
+    """A call of the whole model stands in inference mode; chunks, streams and `track` have no gradients anyway."""
+    for block in blocks(page):
+        tree = ast.parse(block)
+        quiet = [w for w in ast.walk(tree) if isinstance(w, ast.With) and "inference_mode" in ast.unparse(w.items[0])]
+        inside = {call for block_in in quiet for call in ast.walk(block_in)}
+        for call in ast.walk(tree):
+            bare = isinstance(call, ast.Call) and ast.unparse(call.func) == "model" and not call.keywords
+            assert not bare or call in inside, f"{page.name}: {ast.unparse(call)}"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "index.md"], ids=lambda page: page.name)
+def test_the_first_example_runs(page, tmp_path, monkeypatch):
+    pytest.importorskip("av")
+    from chrono_features.video import write_video
+
+    write_video(tmp_path / "clip.mp4", torch.randint(256, (3, 3, 48, 64), dtype=torch.uint8), 10)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(blocks(page)[0], names)
+    assert names["feats"].shape == (1, 3, 96, 80, 80) and not names["feats"].requires_grad
+    assert names["tracks"].xy.shape == (1, 256, 3, 2)
 
 
 def test_the_interface_in_five_lines(small_config):

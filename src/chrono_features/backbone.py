@@ -158,6 +158,8 @@ class ChronoBackbone(
     ) -> Tensor:
         """Computes features.
 
+        Without `torch.inference_mode()` or `torch.no_grad()` the graph for gradients is kept with them.
+
         Args:
             video: uint8 0 … 255 or floating 0 … 1; any H, W; never changed in place.
             grid: Tokens per frame (rows, columns); None takes the configuration's.
