@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -650,3 +651,17 @@ def test_children_of_a_process_that_has_read_a_video_end(clip: Path) -> None:
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(clip)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_playlists_of_live_streams_are_refused(tmp_path, data, inside):
+    """FFmpeg would leave out the first segments, and wait at the end for more."""
+    folder = shutil.copytree(data / "media" / "hls", tmp_path / "hls")
+    playlist = folder / "disc.m3u8"
+    playlist.write_text(playlist.read_text().replace("#EXT-X-ENDLIST", ""))
+    told = playlist
+    if inside:
+        playlist = folder / "all.m3u8"
+        playlist.write_text("#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\ndisc.m3u8\n")
+    with pytest.raises(ValueError, match=rf"{told.name}: the playlist of a live stream; expected one that ends"):
+        read_video(playlist)

@@ -21,6 +21,7 @@ from .extras import require
 
 PROTOCOLS = "file,crypto,data"  # a playlist, or a file in another's clothes, opens no network
 JOINED = ("hls", "mpegts")  # demuxers of what may be joined from segments
+PLAYLIST, MAX_PLAYLIST_BYTES, MAX_PLAYLIST_DEPTH = b"#EXTM3U", 1 << 24, 4
 INCOMPLETE = "incomplete data"
 UPRIGHT = (1, 0, 0, 1)
 TURNS = {90: (0, -1, 1, 0), -90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), -180: (-1, 0, 0, -1)}  # degrees anticlockwise
@@ -110,6 +111,7 @@ def open_video(path: Path) -> Iterator[Any]:
     av = require("av", "video")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no file; expected a video or a folder of images")
+    _check_recording(path)
     try:
         # An absolute path: FFmpeg takes a name such as "a:b.mp4" for an address.
         container = av.open(
@@ -120,6 +122,23 @@ def open_video(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path}: not a readable video, or truncated ({reason})") from error
     with container:
         yield container
+
+
+def _check_recording(path: Path, depth: int = 0) -> None:
+    """ValueError for a live stream's playlist: FFmpeg leaves out its first segments, and waits for more at its end."""
+    with path.open("rb") as file:
+        if file.read(len(PLAYLIST)) != PLAYLIST:
+            return
+        text = file.read(MAX_PLAYLIST_BYTES)
+    lines = [line.strip() for line in text.splitlines()]
+    if any(line.startswith((b"#EXT-X-STREAM-INF:", b"#EXT-X-MEDIA:")) for line in lines):  # a playlist of playlists
+        named = [line for line in lines if not line.startswith(b"#")] + re.findall(rb'URI="([^"]+)"', text)
+        for name in named if depth < MAX_PLAYLIST_DEPTH else ():
+            other = path.parent / os.fsdecode(re.sub(rb"^file:(//)?|\0", b"", name))
+            if other.is_file():
+                _check_recording(other, depth + 1)
+    elif not any(line.startswith(b"#EXT-X-ENDLIST") for line in lines):
+        raise ValueError(f"{path}: the playlist of a live stream; expected one that ends, with #EXT-X-ENDLIST")
 
 
 def video_stream(container: Any, path: Path, index: int | None) -> Any:
