@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .cropping import Crop, container_crop
 from .damage import Progress
 from .extras import require
 
@@ -32,12 +33,13 @@ class Decoded(NamedTuple):
 
     number: int  # of the frame in the file; for a gap, of the frame after it
     frame: Any  # av.VideoFrame; None for a gap
+    crop: Crop
     matrix: tuple[int, int, int, int]  # a, b, c, d of the display matrix
     fault: str  # what is wrong with it, or with what led to it; "" for nothing
     doubtful: bool  # it has a fault, or was predicted from frames that have
 
     def to_rgb(self) -> NDArray[np.uint8]:
-        """(H, W, 3), turned and mirrored by quarters as the display matrix says.
+        """(H, W, 3), cropped, then turned and mirrored by quarters as the display matrix says.
 
         Raises:
             ValueError: FFmpeg cannot convert it.
@@ -47,6 +49,10 @@ class Decoded(NamedTuple):
         except require("av", "video").error.FFmpegError as error:
             kind = f"{self.frame.format.name} of {self.frame.width} x {self.frame.height} pixels"
             raise ValueError(f"{kind} is not converted to RGB ({error.strerror})") from error
+        left, right, top, bottom = self.crop
+        rgb = rgb[top : len(rgb) - bottom, left : rgb.shape[1] - right]
+        if not rgb.size:
+            raise ValueError(f"the container's cropping {tuple(self.crop)} leaves nothing of it")
         # x' = a x + c y, y' = b x + d y, up to a shift that keeps the image on the canvas.
         a, b, c, d = self.matrix
         if abs(b) > abs(a):
@@ -172,6 +178,7 @@ def _presented(path: Path, index: int | None, threads: str, *, tell: bool) -> It
         stream.thread_type = threads
         if tell:
             _tell_shape_of_pixels(stream, path)
+        crop = container_crop(container, stream, path)
         count, matrix, tainted = 0, UPRIGHT, False
         for frame, fault in _with_faults(container, stream, path):
             if frame is None:
@@ -180,7 +187,7 @@ def _presented(path: Path, index: int | None, threads: str, *, tell: bool) -> It
                 # H.264 and HEVC tell the orientation at times only: it holds until another comes.
                 matrix = _display_matrix(frame) or matrix
                 tainted = bool(fault) or (tainted and not frame.key_frame)
-            yield Decoded(count, frame, matrix, fault, tainted)
+            yield Decoded(count, frame, crop, matrix, fault, tainted)
             count += frame is not None
             del frame
 
