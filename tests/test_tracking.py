@@ -3,8 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from chrono_features import Tracks, VisibilityHead, grid_queries, soft_argmax_track
+from chrono_features import ChronoBackbone, Tracks, VisibilityHead, grid_queries, soft_argmax_track
 
 FIELDS = ("xy", "similarity", "visible", "logits", "correlation", "confidence")
 
@@ -74,6 +75,33 @@ def test_without_a_head_there_is_no_visibility(tracks, tmp_path):
     bare.save(tmp_path / "t.npz")
     for other in (bare, bare[0], bare.to(torch.float64), Tracks.load(tmp_path / "t.npz")):
         assert [name for name in FIELDS if getattr(other, name) is not None] == ["xy", "similarity"]
+
+
+@pytest.mark.parametrize("grid", [(5, 7), (16, 16)])
+def test_positions_stay_within_the_centres_of_the_outer_cells(grid):
+    """As the docstring says: a mean of centres goes no further, wherever the point is."""
+    torch.manual_seed(0)
+    features, (height, width) = torch.randn(2, 3, 8, *grid), (100, 140)
+    tracks = soft_argmax_track(features, image_size=(height, width), query_features=3 * torch.randn(2, 200, 8))
+    half = torch.tensor([width / grid[1], height / grid[0]]) / 2
+    assert (tracks.xy >= half - 1e-4).all() and (tracks.xy <= torch.tensor([width, height]) - half + 1e-4).all()
+    assert (tracks.xy - half).amin() < 0.1  # and as far as that it does go
+
+
+def test_refinement_goes_where_means_of_centres_cannot():
+    """A texture moves left until points are 0.1 to 0.4 cells from the border."""
+    torch.manual_seed(0)
+    model = ChronoBackbone.from_pretrained("chrono-tiny", grid=(16, 16))
+    texture = F.interpolate(torch.rand(1, 3, 40, 44), (160, 176), mode="bicubic").clamp(0, 1)
+    video = torch.stack([texture[0, :, 16:144, s : s + 128] for s in (0, 8)])[None]
+    cell = 128 / 32
+    y = torch.linspace(16, 112, 40)
+    x = 8 + cell * torch.linspace(0.1, 0.4, 40)
+    queries = torch.stack([torch.zeros(40), x, y], dim=-1)[None]
+    raw, refined = (model.track(video, queries, refine=how).xy[0, :, 1] for how in (None, "photometric"))
+    assert (raw[:, 0] >= cell / 2 - 1e-3).all()
+    errors = [(xy - torch.stack([x - 8, y], dim=-1)).norm(dim=-1).median() for xy in (raw, refined)]
+    assert errors[1] < 0.75 * errors[0]
 
 
 def test_save_and_load(tracks, tmp_path):
