@@ -245,7 +245,8 @@ class ChronoBackbone(
             features: Features of `video`, where there are some already.
             confidence: Whether to tell how sure each position is, see `chrono_features.confidence`; `visible` then
                 follows from it. Needs a calibrated model.
-            refine: "photometric" aligns positions with the pixels, see `chrono_features.refine`; None does not.
+            refine: "photometric" aligns positions with the pixels, see `chrono_features.refine`; None does not, and
+                pulls positions near the border of the image inwards by up to half a cell.
             options: Further keyword arguments of `soft_argmax_track`. Temperature, radius and `visible_threshold` come
                 from the configuration otherwise.
 

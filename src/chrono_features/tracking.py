@@ -40,8 +40,8 @@ def soft_argmax_track(
     a query is returned as it came. Differentiable in `features` and `query_features`. The full similarity volume is
     never held.
 
-    Positions are means of cell centres: within half a cell of the border of the image a point is placed further in, by up
-    to half a cell, and `visible` does not tell. `ChronoBackbone.track(..., refine="photometric")` reduces that.
+    Positions are means of cell centres: within half a cell of the border of the image a point is placed further in, by
+    up to half a cell, and `visible` does not tell. `ChronoBackbone.track(..., refine="photometric")` reduces that.
 
     Args:
         features: Features, normally of unit length along C. Features in host memory may be tracked by queries on a
