@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .backbone import ChronoBackbone
 from .config import ChronoConfig
@@ -25,6 +26,7 @@ from .files import STAGING, open_regular
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 ADAPTERS_ONLY = "adapters"  # value of the metadata key "contents"
 MAX_CONFIG_BYTES = 1 << 20
+INITIALISING = frozenset({"add_", "clamp_", "erfinv_", "fill_", "mul_", "normal_", "uniform_", "zero_"})
 MAX_NESTING = 100
 NESTING = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET", "REDUCE", "NEWOBJ"})  # what can be hashed
 WEIGHT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -106,10 +108,19 @@ def build(checkpoint: Checkpoint, source: str) -> ChronoBackbone:
 def on_meta(config: ChronoConfig, source: str) -> ChronoBackbone:
     """A model without memory, which has names, shapes and types; ValueError where the configuration allows none."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unwritten():
             return ChronoBackbone(config)
     except (RuntimeError, TypeError, ArithmeticError) as error:  # sizes that no tensor can have
         raise ValueError(f"{source}: no model can have this configuration ({error})") from error
+
+
+class _Unwritten(TorchFunctionMode):
+    """Skips what initialises tensors: where they have no memory it does nothing, and takes longer than all the rest."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__name__", "") in INITIALISING and args and args[0].is_meta:
+            return args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def checked_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
