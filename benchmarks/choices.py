@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
+import torch
 from rich.progress import track as progress
 from torch import Tensor
 
 from chrono_features import ChronoBackbone, Tracks, refine
-from chrono_features.confidence import track_signals
 from chrono_features.evaluation.contenders import Contender, from_model
 from chrono_features.evaluation.data import LabelledVideo
 from chrono_features.evaluation.readers import open_dataset
@@ -33,8 +33,12 @@ PARTS = {
     "affine, from the estimate": {"CARRIED": NEVER},
     "affine, also from where the frame before leads to (**kept**)": {},
 }
-THRESHOLDS = 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7
-CYCLE = math.log1p(8 / 4)  # the signal of a cycle error of 8 pixels
+THRESHOLDS = 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6
+METRICS = {
+    "average_jaccard": "Average Jaccard by rule for *visible*",
+    "occlusion_accuracy": "Accuracy of *visible* by rule",
+    "balanced_accuracy": "Balanced accuracy of *visible* by rule",
+}
 Scores = dict[tuple[str, str], float]  # by table and row
 
 
@@ -72,22 +76,22 @@ class Rules:
 
     def contenders(self) -> Iterator[Contender]:
         for least in THRESHOLDS:
-            yield self._contender(f"confidence ≥ {least}", lambda tracks, *_, least=least: tracks.confidence >= least)
-        yield self._contender("cycle error < 8 px", self._cycle)
+            yield self._contender(f"visibility head ≥ {least}", partial(self._by_head, least=least))
+        for least in THRESHOLDS:
+            yield self._contender(f"confidence ≥ {least}", lambda tracks, least=least: tracks.confidence >= least)
 
-    def _contender(self, name: str, visible: Callable[..., Tensor]) -> Contender:
+    def _contender(self, name: str, visible: Callable[[Tracks], Tensor]) -> Contender:
         def track(video: Tensor, queries: Tensor, features: Tensor | None) -> Tracks:
             if self._tracks is None or self._features is not features:
                 self._features, self._tracks = features, self.base.track(video, queries, features)
-            found = visible(self._tracks, features, queries, video)
-            return replace(self._tracks, visible=found)
+            return replace(self._tracks, visible=visible(self._tracks))
 
         return Contender(name, track, self.base.features)
 
-    def _cycle(self, tracks: Tracks, features: Tensor, queries: Tensor, video: Tensor) -> Tensor:
-        config = self.model.config
-        options = {"temperature": config.temperature, "radius": config.radius}
-        return track_signals(features, queries, tracks, video.shape[-2:], **options)[..., 3] < CYCLE
+    def _by_head(self, tracks: Tracks, least: float) -> Tensor:
+        """As `track` has it: a refined point that fits its patch is visible, too."""
+        seen = (1 - torch.sigmoid(tracks.logits)).prod(-1) >= least
+        return seen if tracks.correlation is None else seen | (tracks.correlation >= refine.SURE)
 
 
 @contextlib.contextmanager
@@ -101,7 +105,7 @@ def refining_with(constants: dict[str, float]) -> Iterator[None]:
 
 
 def scores(model: ChronoBackbone, video: LabelledVideo) -> Scores:
-    """In percent: <delta_avg of every part, accuracy and balanced accuracy of every rule."""
+    """In percent: <delta_avg of every part; average Jaccard, accuracy and balanced accuracy of every rule."""
     clip, found = Clip(video.frames, str(model.device)), dict[tuple[str, str], float | None]()
 
     def measured(contender: Contender) -> dict[str, float | None]:
@@ -113,22 +117,16 @@ def scores(model: ChronoBackbone, video: LabelledVideo) -> Scores:
         with refining_with(constants or {}):
             found["part", name] = measured(from_model(name, model, refine=refined))["average_pts_within_thresh"]
     for tracks, refined in (("plain", None), ("refined", "photometric")):
-        named = {"visibility head": from_model("head", model)} if refined is None else {}
-        named |= {contender.name: contender for contender in Rules(model, refined).contenders()}
-        for name, contender in named.items():
+        for contender in Rules(model, refined).contenders():
             metrics = measured(contender)
-            for metric in ("occlusion_accuracy", "balanced_accuracy"):
-                found[metric, f"{tracks}, {name}"] = metrics[metric]
+            for metric in METRICS:
+                found[metric, f"{tracks}, {contender.name}"] = metrics[metric]
     return {key: 100 * value for key, value in found.items() if value is not None}
 
 
 def measure(model: ChronoBackbone, columns: list[Column]) -> dict[str, list[harness.Row]]:
     of = {column.title: [scores(model, video) for video in column.videos()] for column in columns}
-    titles = {
-        "part": "<δavg by the parts of refinement",
-        "occlusion_accuracy": "Accuracy of *visible* by rule",
-        "balanced_accuracy": "Balanced accuracy of *visible* by rule",
-    }
+    titles = {"part": "<δavg by the parts of refinement", **METRICS}
     keys = dict.fromkeys(key for videos in of.values() for video in videos for key in video)
     tables: dict[str, list[harness.Row]] = {title: [] for title in titles.values()}
     for kind, name in keys:
