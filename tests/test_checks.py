@@ -147,6 +147,16 @@ def test_values_that_are_not_finite_are_named(small_model, clip, features, value
         fit(torch.full((4, 2), value), torch.arange(4) > 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_refinement_of_features_of_any_type(clip, features, dtype):
+    video, queries = clip(1, 3, *SIZE), QUERIES
+    tracks = soft_argmax_track(features, queries, SIZE)
+    found = refine_photometric(video, features.to(dtype), queries, tracks)
+    assert found.xy.dtype == torch.float32 and found.xy.isfinite().all()
+    with pytest.raises(ValueError, match=r"tracks\.xy of type torch.float16; expected float32 or float64"):
+        refine_photometric(video, features, queries, tracks.to(torch.float16))
+
+
 def test_variances_below_0(small_model):
     with pytest.raises(ValueError, match="stats with variances below 0"):
         small_model().stream(torch.tensor([[[0.0, 1.0], [0.0, -1.0]]]))

@@ -210,7 +210,7 @@ def check_tracks(tracks: Any, queries: Tensor, frames: int) -> None:
     """ValueError unless `tracks` has finite positions of these queries in so many frames."""
     xy: Any = getattr(tracks, "xy", None)
     correlation: Any = getattr(tracks, "correlation", None)
-    check_tensor("tracks.xy", xy, "(B, N, T, 2)")
+    check_tensor("tracks.xy", xy, "(B, N, T, 2)", FLOATING[:2], "float32 or float64")
     expected = (*queries.shape[:2], frames)
     if xy.shape != (*expected, 2):
         raise ValueError(f"tracks.xy of shape {tuple(xy.shape)}; expected {(*expected, 2)}")

@@ -18,7 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_features, check_finite, check_queries, check_soft_argmax, check_tracks, check_video
+from .checks import (
+    check_features,
+    check_finite,
+    check_flag,
+    check_queries,
+    check_soft_argmax,
+    check_tracks,
+    check_video,
+)
 from .ops.matching import default_budget, match, sample_features
 from .query_memory import remember
 from .tracks import Tracks
@@ -75,6 +83,7 @@ def refine_photometric(
     check_features(features, video)
     check_finite("features", features)
     temperature, radius = check_soft_argmax(temperature, radius)
+    check_flag("query_memory", query_memory)
     batch, frames, _, height, width = video.shape
     queries = check_queries(queries, batch, frames, (height, width))
     check_tracks(tracks, queries, frames)
@@ -112,7 +121,7 @@ def _refined(
     again = (memory.count > 0) & ~path.sure & ~own  # (N, T) where queries are sought a second time
     n = again.any(dim=1).nonzero()[:, 0]
     estimates = estimates.clone()
-    estimates[n] = torch.where(again[n, :, None], seek.everywhere(memory.features()[n]), estimates[n])
+    estimates[n] = torch.where(again[n, :, None], seek.everywhere(memory.features()[n]).to(estimates), estimates[n])
     path = _aligned(patches, seek, estimates, path._replace(sure=~again))
     return path.xy, path.correlation, path.accepted | again
 

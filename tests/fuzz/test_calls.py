@@ -173,6 +173,7 @@ CALLS = {
             "queries": QUERIES,
             "tracks": TRACKS,
             "temperature": 20.0,
+            "query_memory": True,
             "radius": 5.0,
         },
         lambda result, **_: is_finite(result.xy),
