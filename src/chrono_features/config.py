@@ -229,9 +229,7 @@ class ChronoConfig:
         if ":" in config.vit or "/" in config.vit:
             raise refusal("vit", config.vit, "a plain model name of timm, as it comes from a file")
         if unknown := sorted(config.vit_kwargs.keys() - VIT_KWARGS):
-            raise refusal(
-                "vit_kwargs", unknown, f"keys out of {', '.join(sorted(VIT_KWARGS))}, as they come from a file"
-            )
+            raise refusal("vit_kwargs", unknown, "only keys of chrono_features.config.VIT_KWARGS, as in any file")
         for key, value in config.vit_kwargs.items():
             if not all(_is_plain(v) for v in (value if isinstance(value, list) else [value])):
                 raise refusal(f"vit_kwargs[{key!r}]", value, "a text, a finite number, a truth value, null, or a list")
