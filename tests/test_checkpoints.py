@@ -144,6 +144,13 @@ def test_the_keyword_arguments_are_those_of_a_network():
     assert known - VIT_KWARGS <= no_plain_values and not VIT_KWARGS & no_plain_values
 
 
+@pytest.mark.parametrize("change", [{"embed_dim": 0}, {"img_size": ""}, {"num_heads": 0}, {"patch_size": [4, 4, 4]}])
+def test_sizes_of_which_there_is_no_vit_name_the_folder(folder, change):
+    without_header(folder, lambda values: values["vit_kwargs"].update(change))
+    with pytest.raises(ValueError, match=rf"{folder.name}.*vit_kwargs|{folder.name}.*vit=.*{next(iter(change))}"):
+        load(folder)
+
+
 def test_an_overlay_of_the_users_own_is_not_saved(small_config, small_model, tmp_path):
     kwargs = {**small_config().vit_kwargs, "pretrained_cfg_overlay": {"file": "vit.safetensors"}}
     model = small_model(vit_kwargs=kwargs)

@@ -110,7 +110,7 @@ def on_meta(config: ChronoConfig, source: str) -> ChronoBackbone:
     try:
         with torch.device("meta"), _Unwritten():
             return ChronoBackbone(config)
-    except (RuntimeError, TypeError, ArithmeticError) as error:  # sizes that no tensor can have
+    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:  # sizes that no tensor can have
         raise ValueError(f"{source}: no model can have this configuration ({error})") from error
 
 
