@@ -19,6 +19,11 @@ from models import tiny
 from PIL import Image
 
 from chrono_features import Tracks
+from chrono_features.evaluation import readers
+from chrono_features.evaluation.contenders import baseline
+from chrono_features.evaluation.records import SECTIONS
+from chrono_features.evaluation.run import evaluate
+from chrono_features.evaluation.store import Store
 from chrono_features.video import write_video
 
 DATA = Path(__file__).parent.parent / "data"
@@ -199,6 +204,26 @@ def make_pickle(folder: Path, protocol: int) -> Path:
 def make_model(folder: Path) -> Path:
     tiny().save_pretrained(path := folder / "model")
     return path
+
+
+def make_results(folder: Path) -> Path:
+    """A file of results, and the part that a run has left beside it."""
+    data = readers.open_dataset("csv", str(make_table(folder)), None)
+    evaluate([baseline("static")], {"csv": data}, path := folder / "out.json")
+    store = results_store(path)
+    for record in list(store.records.values()):
+        store.add({**record, "video": "another"})
+    return path
+
+
+def results_store(path: Path) -> Store:
+    """The results in a file and its parts, for a run on the same."""
+    with open(path.with_name("header.json"), "a+") as file:  # of the first time
+        file.seek(0)
+        if not (text := file.read()):
+            saved = json.loads(path.read_text())
+            file.write(text := json.dumps({section: saved[section] for section in SECTIONS}))
+    return Store(path, json.loads(text))
 
 
 def make_checkpoint(folder: Path) -> Path:

@@ -1,4 +1,7 @@
-"""What the fuzz tests share: how long they run, values that no argument expects, and which outcomes are right."""
+"""What the fuzz tests share: values that no argument expects, and which outcomes are right.
+
+`CHRONO_FEATURES_FUZZ=long pytest tests/fuzz` runs them for long, with other draws each time.
+"""
 
 from __future__ import annotations
 

@@ -75,6 +75,11 @@ def of_dataset(videos: list[Any]) -> None:
             assert video.masks.shape == (len(video.frames), height, width) and video.masks.min() >= 0
 
 
+def of_results(store: Any) -> None:
+    """They can be written."""
+    json.loads(json.dumps(store.results()))
+
+
 def videos_of(kind: str) -> Callable[[Path], list[Any]]:
     def read(path: Path) -> list[Any]:
         found = []
@@ -127,6 +132,10 @@ KINDS = {
     "image of a mask": Kind(files.make_masks, videos_of("masks"), of_dataset, first("1.jpg")),
     "config.json": Kind(files.make_model, ChronoBackbone.from_pretrained, of_model, first("config.json")),
     "model.safetensors": Kind(files.make_model, ChronoBackbone.from_pretrained, of_model, first("model.safetensors")),
+    "results": Kind(files.make_results, files.results_store, of_results),
+    "part of results": Kind(
+        files.make_results, files.results_store, of_results, lambda path: next(path.parent.glob(".out.json.part*"))
+    ),
     "checkpoint": Kind(files.make_checkpoint, authors_checkpoint, of_model),
 }
 
