@@ -167,7 +167,7 @@ def motion_blur(video: Tensor, seed: int) -> Tensor:
     for t, frame in enumerate(video.permute(0, 2, 3, 1).numpy()):
         after = min(t + 1, len(video) - 1)
         flow = flow_of.calc(grey[after - 1], grey[after], None)
-        shares = np.linspace(-0.5, 0.5, 9)
+        shares = np.linspace(-0.5, 0.5, 9, dtype=np.float32)
         views = [cv2.remap(frame, x + s * flow[..., 0], y + s * flow[..., 1], cv2.INTER_LINEAR) for s in shares]
         blurred.append(torch.from_numpy(np.mean(views, axis=0)))
     return torch.stack(blurred).permute(0, 3, 1, 2)
