@@ -57,11 +57,12 @@ def refine_photometric(
     radius: float = 5.0,
     query_memory: bool = True,
 ) -> Tracks:
-    """Tracks whose positions agree with the pixels of the video, not only with its features.
+    """Refine tracks so that positions agree with the pixels of the video, not only with its features.
 
     Each query's patch is aligned by inverse-compositional Gauss-Newton steps (Baker and Matthews, IJCV 2004): shift,
-    then affine, with gain and bias. A position changes only where the correlation with the query's patch rises above
-    that at the soft-argmax estimate, and reaches 0.5. Queries do not depend on each other.
+    then affine, with gain and bias. An alignment is taken where its correlation with the query's patch is above that at
+    the soft-argmax estimate and reaches 0.5. Frames in which it stays below 0.85 are searched and aligned a second time
+    with the query memory. Queries do not depend on each other.
 
     Args:
         video: The frames that were tracked.
@@ -69,8 +70,8 @@ def refine_photometric(
         queries: The points that were tracked.
         tracks: What soft-argmax found for them.
         temperature, radius: Of soft-argmax, where points are sought again.
-        query_memory: Whether frames in which a query was not found for sure are searched a second time, with the
-            query's feature averaged over the frames that are joined to its own without a gap and in which it was.
+        query_memory: Whether to search a second time, with the query's feature averaged along its track, on both sides
+            of its own frame up to the first frame below 0.85. False keeps the estimates of `tracks`.
 
     Returns:
         `tracks` with other positions, and with `correlation`, -1 to 1, of the patch there with the query's own. Where
