@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
-from chrono_features import ChronoBackbone, grid_queries
+from chrono_features import ChronoBackbone, Tracks, grid_queries
+from chrono_features.refine import refine_photometric
 from chrono_features.training.synthetic import make_clip
 
 from . import harness
+
+
+def without_memory(model: ChronoBackbone, video: torch.Tensor, features: torch.Tensor, queries: torch.Tensor) -> Tracks:
+    tracks = model.track(video, queries, features=features)
+    disc = {"temperature": model.config.temperature, "radius": model.config.radius}
+    return refine_photometric(video, features, queries, tracks, query_memory=False, **disc)
 
 
 @torch.no_grad()
@@ -27,6 +35,7 @@ def measure(device: str, repeats: int, sides: Sequence[int], frames: int = 48) -
             "features": lambda: model(video),
             "soft-argmax": track,
             "soft-argmax, confidence": lambda track=track: track(confidence=True),
+            "soft-argmax, refined without query memory": partial(without_memory, model, video, features, queries),
             "soft-argmax, refined": lambda track=track: track(refine="photometric"),
             "soft-argmax, refined, confidence": lambda track=track: track(refine="photometric", confidence=True),
         }
