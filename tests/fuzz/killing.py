@@ -10,10 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import files
 import torch
-from models import TINY, tiny
 from safetensors.torch import load_file
+from tiny_models import TINY, tiny
 
 from chrono_features import ChronoConfig, Tracks
 

@@ -12,7 +12,7 @@ import torch
 from fuzzing import check_features, check_tracks, examples, instead_of, outcome
 from hypothesis import given
 from hypothesis import strategies as st
-from models import TINY, tiny
+from tiny_models import TINY, tiny
 
 from chrono_features import (
     ChronoBackbone,

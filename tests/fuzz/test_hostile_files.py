@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import files
 import numpy as np
 import pytest
 import torch
-from files import DATA, changed_json, damages
+from file_kinds import DATA, changed_json, damages
 from fuzzing import Wrong, check_features, examples, outcome
 from hypothesis import given
 from hypothesis import strategies as st

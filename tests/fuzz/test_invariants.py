@@ -8,7 +8,7 @@ import torch
 from fuzzing import check_features, check_tracks, examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from models import tiny
+from tiny_models import tiny
 
 from chrono_features import ChronoBackbone, Tracks, grid_queries, propagate_labels, soft_argmax_track
 

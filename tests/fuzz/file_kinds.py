@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from models import tiny
 from PIL import Image
+from tiny_models import tiny
 
 from chrono_features import Tracks
 from chrono_features.evaluation import readers
