@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import file_kinds
 import torch
 from safetensors.torch import load_file
 from tiny_models import TINY, tiny
@@ -37,8 +38,8 @@ def cli(*arguments: str) -> None:
 
 
 def prepare_video() -> None:
-    files.make_video(Path(), ".mp4")
-    files.make_model(Path())
+    file_kinds.make_video(Path(), ".mp4")
+    file_kinds.make_model(Path())
 
 
 def track(points: str) -> None:
@@ -97,7 +98,7 @@ COMMANDS = {
     "track": Command(prepare_video, lambda: track("grid:2"), lambda: track("grid:3"), lambda: tracks_of("out.npz")),
     "features": Command(prepare_video, lambda: features("--end", "2"), features, lambda: weights("out.safetensors")),
     "eval": Command(
-        lambda: files.make_table(Path()),
+        lambda: file_kinds.make_table(Path()),
         lambda: evaluate("--baseline", "static"),
         lambda: evaluate("--baseline", "static", "--baseline", "colour", "--report", "out.html"),
         results,
@@ -110,7 +111,10 @@ COMMANDS = {
         lambda: model_of("out"),
     ),
     "convert": Command(
-        lambda: files.make_checkpoint(Path()), lambda: convert("4"), lambda: convert("5x6"), lambda: model_of("out")
+        lambda: file_kinds.make_checkpoint(Path()),
+        lambda: convert("4"),
+        lambda: convert("5x6"),
+        lambda: model_of("out"),
     ),
 }
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import file_kinds
 import numpy as np
 import pytest
 import torch
@@ -114,28 +115,33 @@ def past_damage(path: Path) -> Any:
 
 MEDIA = sorted(p.name for p in (DATA / "media").iterdir() if p.suffix in (".mp4", ".mkv", ".mov", ".avi"))
 KINDS = {
-    "made.mp4": Kind(lambda folder: files.make_video(folder, ".mp4"), read_video, of_video),
-    "made.mkv": Kind(lambda folder: files.make_video(folder, ".mkv"), read_video, of_video),
+    "made.mp4": Kind(lambda folder: file_kinds.make_video(folder, ".mp4"), read_video, of_video),
+    "made.mkv": Kind(lambda folder: file_kinds.make_video(folder, ".mkv"), read_video, of_video),
     **{name: Kind(sample(name), past_damage, of_video) for name in MEDIA},
     "playlist": Kind(playlist, past_damage, of_video),
     **{
-        f"image{s}": Kind(lambda folder, s=s: files.make_images(folder, s), read_video, of_video, first(f"0{s}"))
+        f"image{s}": Kind(lambda folder, s=s: file_kinds.make_images(folder, s), read_video, of_video, first(f"0{s}"))
         for s in (".jpg", ".png", ".bmp", ".tif", ".webp")
     },
-    "queries": Kind(files.make_points, _read_points, of_points),
-    "tracks": Kind(files.make_tracks, Tracks.load, of_tracks),
-    "points.csv": Kind(files.make_table, videos_of("csv"), of_dataset, lambda path: path / "points.csv"),
-    "pickle 2": Kind(lambda folder: files.make_pickle(folder, 2), videos_of("davis"), of_dataset),
-    "pickle 4": Kind(lambda folder: files.make_pickle(folder, 4), videos_of("davis"), of_dataset),
-    "mask": Kind(files.make_masks, videos_of("masks"), of_dataset, first("0.png")),
-    "image of a mask": Kind(files.make_masks, videos_of("masks"), of_dataset, first("1.jpg")),
-    "config.json": Kind(files.make_model, ChronoBackbone.from_pretrained, of_model, first("config.json")),
-    "model.safetensors": Kind(files.make_model, ChronoBackbone.from_pretrained, of_model, first("model.safetensors")),
-    "results": Kind(files.make_results, files.results_store, of_results),
-    "part of results": Kind(
-        files.make_results, files.results_store, of_results, lambda path: next(path.parent.glob(".out.json.part*"))
+    "queries": Kind(file_kinds.make_points, _read_points, of_points),
+    "tracks": Kind(file_kinds.make_tracks, Tracks.load, of_tracks),
+    "points.csv": Kind(file_kinds.make_table, videos_of("csv"), of_dataset, lambda path: path / "points.csv"),
+    "pickle 2": Kind(lambda folder: file_kinds.make_pickle(folder, 2), videos_of("davis"), of_dataset),
+    "pickle 4": Kind(lambda folder: file_kinds.make_pickle(folder, 4), videos_of("davis"), of_dataset),
+    "mask": Kind(file_kinds.make_masks, videos_of("masks"), of_dataset, first("0.png")),
+    "image of a mask": Kind(file_kinds.make_masks, videos_of("masks"), of_dataset, first("1.jpg")),
+    "config.json": Kind(file_kinds.make_model, ChronoBackbone.from_pretrained, of_model, first("config.json")),
+    "model.safetensors": Kind(
+        file_kinds.make_model, ChronoBackbone.from_pretrained, of_model, first("model.safetensors")
     ),
-    "checkpoint": Kind(files.make_checkpoint, authors_checkpoint, of_model),
+    "results": Kind(file_kinds.make_results, file_kinds.results_store, of_results),
+    "part of results": Kind(
+        file_kinds.make_results,
+        file_kinds.results_store,
+        of_results,
+        lambda path: next(path.parent.glob(".out.json.part*")),
+    ),
+    "checkpoint": Kind(file_kinds.make_checkpoint, authors_checkpoint, of_model),
 }
 
 
@@ -214,14 +220,14 @@ def test_configurations(made: Made, data: st.DataObject) -> None:
 @given(data=st.data(), of_the_model=st.booleans())
 def test_headers_of_weights(made: Made, data: st.DataObject, of_the_model: bool) -> None:
     path, contents = made("model.safetensors")
-    header, tensors = files.header_of(contents)
+    header, tensors = file_kinds.header_of(contents)
     if of_the_model:
         config = data.draw(changed_json(json.loads(header["__metadata__"]["config"])))
         header["__metadata__"]["config"] = json.dumps(config)
         (path / "config.json").write_text(json.dumps(config))
     else:
         header = data.draw(changed_json(header))
-    read_damaged(KINDS["model.safetensors"], path, files.safetensors(header, tensors))
+    read_damaged(KINDS["model.safetensors"], path, file_kinds.safetensors(header, tensors))
 
 
 dtypes = st.sampled_from(["f4", "f8", "f2", ">f4", "i8", "u2", "?", "c8", "U3", "S2", "M8[s]", "f4,i4", "V4"])
@@ -256,7 +262,7 @@ def test_arrays_of_tracks(made: Made, data: st.DataObject) -> None:
         changed = dict(saved)
     for name in data.draw(st.lists(st.sampled_from([*changed, "confidence", "other"]), min_size=1, max_size=2)):
         changed[name] = data.draw(arrays)
-    read_damaged(KINDS["tracks"], path, files.npz(changed))
+    read_damaged(KINDS["tracks"], path, file_kinds.npz(changed))
 
 
 @examples(40, 600)
