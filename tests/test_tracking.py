@@ -1,3 +1,5 @@
+import os
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -136,6 +138,14 @@ def test_an_interrupted_save_keeps_the_old_file(tracks, tmp_path, monkeypatch):
         tracks[:1].save(path)
     assert Tracks.load(path).xy.shape == tracks.xy.shape
     assert [p.name for p in tmp_path.iterdir()] == ["tracks.npz"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_pipes_and_folders_are_no_tracks(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    for path in (tmp_path / "pipe.npz", tmp_path):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is not a file; expected"):
+            Tracks.load(path)
 
 
 def test_files_that_hold_no_tracks(tracks, tmp_path):

@@ -95,6 +95,8 @@ class Tracks:
         """
         path = check_path("path", path)
         known = {f.name for f in fields(cls)}
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise ValueError(f"{path} is not a file; expected what Tracks.save wrote")
         try:
             with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as data:
                 arrays = {name: torch.from_numpy(_whole(data[name])) for name in data.files}
