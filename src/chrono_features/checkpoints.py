@@ -30,6 +30,7 @@ INITIALISING = frozenset({"add_", "clamp_", "erfinv_", "fill_", "mul_", "normal_
 MAX_NESTING = 100
 NESTING = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET", "REDUCE", "NEWOBJ"})  # what can be hashed
 WEIGHT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_TYPES = "float64, float32, float16 or bfloat16"
 
 
 class Checkpoint(NamedTuple):
@@ -219,6 +220,15 @@ def is_dense(value: object) -> bool:
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
         return False
     return value.dtype in WEIGHT_TYPES
+
+
+def check_savable(state: Mapping[str, Tensor]) -> None:
+    """ValueError unless `checked_state` will take these weights back."""
+    for key, value in state.items():
+        if not is_dense(value):
+            raise ValueError(f"model holds {key} of {value.dtype} on {value.device}; expected dense {_TYPES} in memory")
+        if not _is_finite(value):
+            raise ValueError(f"model holds NaN or infinity in {key}; expected finite weights")
 
 
 def _is_finite(value: Tensor) -> bool:

@@ -22,6 +22,7 @@ from .checkpoints import (
     WEIGHTS_FILE,
     Checkpoint,
     build,
+    check_savable,
     checked_state,
     is_dense,
     load_plain,
@@ -128,7 +129,7 @@ def save(
         The address of the commit with `push_to_hub`, else None.
 
     Raises:
-        ValueError: `adapters_only` for a model whose ViT was trained.
+        ValueError: `adapters_only` for a model whose ViT was trained, or weights that could not be loaded again.
     """
     check_flag("adapters_only", adapters_only)
     check_flag("push_to_hub", push_to_hub)
@@ -141,6 +142,7 @@ def save(
     folder, text = Path(folder), model.config.to_json()
     metadata = {"format": "pt", "contents": ADAPTERS_ONLY if adapters_only else "all", "config": text}
     state = {k: v.contiguous() for k, v in model.state_dict().items() if not (adapters_only and k.startswith("vit."))}
+    check_savable(state)
     files = [WEIGHTS_FILE, CONFIG_FILE]  # readers find the configuration of new weights even before it is in its place
     if not os.path.lexists(folder / "README.md"):
         files.append("README.md")

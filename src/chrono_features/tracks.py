@@ -78,7 +78,16 @@ class Tracks:
         return self._map(moved)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a NumPy `.npz` with one array per field that is not None. An existing file survives a failure."""
+        """Writes a NumPy `.npz` with one array per field that is not None. An existing file survives a failure.
+
+        Raises:
+            ValueError: A field holds NaN or infinity, which `load` refuses, or no values at all.
+        """
+        for name, value in vars(self).items():
+            if value is not None and value.is_meta:
+                raise ValueError(f"{name} is on the meta device; expected values, which load can read")
+            if value is not None:
+                check_finite(name, value)
         tensors = {name: v.detach().cpu() for name, v in vars(self).items() if v is not None}
         # NumPy knows no bfloat16; nothing is lost
         arrays = {name: (v.float() if v.dtype == torch.bfloat16 else v).numpy() for name, v in tensors.items()}

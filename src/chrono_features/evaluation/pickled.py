@@ -108,6 +108,8 @@ class PickledVideos:
 
 def _name(file: Path, key: str | int) -> str:
     """A video's name; ValueError unless results can hold it."""
+    if isinstance(key, int) and key.bit_length() > 64:  # Python writes no integer of thousands of digits
+        raise ValueError(f"{file}: an integer key of {key.bit_length()} bits; expected text or at most 64")
     name = str(key)
     try:
         name.encode()

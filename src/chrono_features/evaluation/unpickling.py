@@ -36,6 +36,8 @@ def load_arrays(path: str | os.PathLike[str]) -> Any:
         FileNotFoundError: There is no such file.
         ValueError: It asks for anything else, is truncated, or is no pickle.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise ValueError(f"{os.fspath(path)} is no regular file; expected a pickle")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         try:
