@@ -121,6 +121,15 @@ def test_values_without_a_known_range_are_refused(tmp_path: Path, image: Image.I
         read_video(tmp_path)
 
 
+def test_signed_values_are_refused(tmp_path: Path) -> None:
+    """Pillow would take -1 for 255."""
+    tags = pytest.importorskip("PIL.TiffImagePlugin").ImageFileDirectory_v2()
+    tags[339] = 2  # SampleFormat
+    Image.fromarray(np.full((4, 4), 255, np.uint8)).save(tmp_path / "0.tif", tiffinfo=tags)
+    with pytest.raises(ValueError, match=r"0\.tif: signed values"):
+        read_video(tmp_path)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
 def test_an_image_of_several_is_refused(tmp_path: Path, suffix: str) -> None:
     images = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (0, 100)]

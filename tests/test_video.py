@@ -675,3 +675,38 @@ def test_playlists_of_live_streams_are_refused(tmp_path, data, inside):
         playlist.write_text("#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\ndisc.m3u8\n")
     with pytest.raises(ValueError, match=rf"{told.name}: the playlist of a live stream; expected one that ends"):
         read_video(playlist)
+
+
+@pytest.mark.parametrize("name", ["gone.ts", "http://127.0.0.1:9/s1.ts", "file:s1.ts", "s1.ts?token=1"])
+@pytest.mark.parametrize("place", ["s0.ts", "s1.ts", "s2.ts"])
+@pytest.mark.parametrize("errors", ["raise", "warn"])
+def test_playlists_name_segments_that_are_not_there(tmp_path, data, name, place, errors):
+    """FFmpeg would pass over them, and frames of the next segment would be taken for theirs."""
+    playlist = shutil.copytree(data / "media" / "hls", tmp_path / "hls") / "disc.m3u8"
+    playlist.write_text(playlist.read_text().replace(place, name))
+    with pytest.raises(ValueError, match=f"{playlist.name}: 1 of 3 segments are not local.*{re.escape(name)}"):
+        read_video(playlist, end=1, errors=errors)
+
+
+def test_a_playlist_may_name_absolute_paths(tmp_path, data):
+    folder = data / "media" / "hls"
+    (tmp_path / "a.m3u8").write_text((folder / "disc.m3u8").read_text().replace("s1.ts", f"file:{folder / 's1.ts'}"))
+    for name in ("s0.ts", "s2.ts"):
+        shutil.copy(folder / name, tmp_path)
+    assert (read_video(tmp_path / "a.m3u8").frames == read_video(folder / "disc.m3u8").frames).all()
+
+
+def test_an_image_with_a_pattern_for_its_name_is_itself(tmp_path):
+    for name, value in (("f%d.png", 200), ("f0.png", 0), ("f1.png", 40)):
+        Image.new("L", (16, 16), value).save(tmp_path / name)
+    frames = read_video(tmp_path / "f%d.png").frames
+    assert len(frames) == 1
+    assert (frames == 200).all()
+
+
+def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
+    Image.new("L", (16, 16)).save(tmp_path / "0.png")
+    monkeypatch.chdir(tmp_path)
+    for read in (read_video, iter_frames, frame_rate):
+        with pytest.raises(ValueError, match="path=''; expected the path"):
+            read("")

@@ -96,6 +96,8 @@ def existing(path: str | os.PathLike[str]) -> Path:
         ValueError: It is no path.
     """
     try:
+        if path == "":  # as an unset variable; Path takes it for the current folder
+            raise ValueError
         found = Path(path)
         if found.exists():
             return found
@@ -120,9 +122,8 @@ def open_video(path: Path) -> Iterator[Any]:
     _check_recording(path)
     try:
         # An absolute path: FFmpeg takes a name such as "a:b.mp4" for an address.
-        container = av.open(
-            os.path.abspath(path), metadata_errors="replace", container_options={"protocol_whitelist": PROTOCOLS}
-        )
+        options = {"protocol_whitelist": PROTOCOLS, "pattern_type": "none"}  # f%d.png is that file, not f0.png, f1.png
+        container = av.open(os.path.abspath(path), metadata_errors="replace", container_options=options)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{path}: not a readable video, or truncated ({reason})") from error
@@ -131,20 +132,36 @@ def open_video(path: Path) -> Iterator[Any]:
 
 
 def _check_recording(path: Path, depth: int = 0) -> None:
-    """ValueError for a live stream's playlist: FFmpeg leaves out its first segments, and waits for more at its end."""
+    """ValueError for a playlist that FFmpeg would read in part.
+
+    Of a live stream's it leaves out the first segments, and waits for more at the end. Of any it passes over segments
+    that do not open, and what follows would be taken for them.
+    """
     with path.open("rb") as file:
         if file.read(len(PLAYLIST)) != PLAYLIST:
             return
         text = file.read(MAX_PLAYLIST_BYTES)
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.rstrip() for line in text.splitlines()]
     if any(line.startswith((b"#EXT-X-STREAM-INF:", b"#EXT-X-MEDIA:")) for line in lines):  # a playlist of playlists
         named = [line for line in lines if not line.startswith(b"#")] + re.findall(rb'URI="([^"]+)"', text)
         for name in named if depth < MAX_PLAYLIST_DEPTH else ():
-            other = path.parent / os.fsdecode(re.sub(rb"^file:(//)?|\0", b"", name))
-            if other.is_file():
+            if (other := _beside(path, name)).is_file():
                 _check_recording(other, depth + 1)
     elif not any(line.startswith(b"#EXT-X-ENDLIST") for line in lines):
         raise ValueError(f"{path}: the playlist of a live stream; expected one that ends, with #EXT-X-ENDLIST")
+    else:
+        segments = [line for line in lines if line and not line.startswith(b"#")]
+        if missing := [os.fsdecode(name) for name in segments if not _beside(path, name).is_file()]:
+            raise ValueError(
+                f"{path}: {len(missing)} of {len(segments)} segments are not local files, the first is {missing[0]}; "
+                "expected files: download them, or delete their lines to read the rest"
+            )
+
+
+def _beside(playlist: Path, name: bytes) -> Path:
+    """The file that a playlist names, as FFmpeg finds it: "file:" starts from the current folder."""
+    plain = re.sub(rb"^file:(//)?|\0", b"", name)
+    return (Path() if name.startswith(b"file:") else playlist.parent) / os.fsdecode(plain)
 
 
 def video_stream(container: Any, path: Path, index: int | None) -> Any:

@@ -25,8 +25,10 @@ FORMATS = {
 IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 READABLE = ", ".join(FORMATS)
 # Images of other formats are named where they lie among frames: without them, the video would be another.
-OTHER_SUFFIXES = (".avif", ".cr2", ".dng", ".dpx", ".exr", ".gif", ".hdr", ".heic", ".heif", ".j2k", ".jp2", ".jxl",
-                  ".nef", ".pbm", ".pfm", ".pgm", ".pnm", ".ppm", ".tga")  # fmt: skip
+OTHER_SUFFIXES = (".apng", ".arw", ".avif", ".cr2", ".cr3", ".dds", ".dib", ".dng", ".dpx", ".exr", ".gif", ".hdr",
+                  ".heic", ".heif", ".ico", ".j2c", ".j2k", ".jif", ".jp2", ".jpf", ".jpx", ".jxl", ".nef", ".orf",
+                  ".pam", ".pbm", ".pcx", ".pfm", ".pgm", ".pnm", ".ppm", ".psd", ".qoi", ".raf", ".rw2", ".sgi",
+                  ".tga")  # fmt: skip
 
 
 def natural(path: Path) -> tuple[Any, ...]:
@@ -113,6 +115,8 @@ def to_rgb(image: Any, name: str) -> Any:
         if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # white is zero; Pillow inverts 8 bits only
             values = 255 - values
         image = require("PIL.Image", "video").fromarray(values)
+    elif image.format == "TIFF" and 2 in image.tag_v2.get(339, ()):  # SampleFormat; Pillow takes -1 for 255
+        raise ValueError(f"{name}: signed values; expected unsigned ones, of 8 or 16 bits a channel")
     with _named(name):
         return image.convert("RGB")
 
