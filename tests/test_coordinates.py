@@ -169,9 +169,9 @@ def test_what_is_no_output(convert):
 
 def test_incomplete_outputs():
     xy, logits = torch.zeros(1, 2, 3, 2), torch.zeros(1, 2, 3)
-    with pytest.raises(ValueError, match="outputs with occlusion; expected tracks too"):
+    with pytest.raises(ValueError, match=r"outputs with the keys \['occlusion'\]; expected tracks too"):
         from_tapir({"occlusion": logits})
-    with pytest.raises(ValueError, match="outputs with tracks; expected occlusion too"):
+    with pytest.raises(ValueError, match=r"outputs with the keys \['tracks'\]; expected occlusion too"):
         from_tapir({"tracks": xy})
     with pytest.raises(ValueError, match="without expected_dist"):
         from_tapir({"tracks": xy, "occlusion": logits})

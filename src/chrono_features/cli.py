@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 LONGEST_GRID = 1024  # points a side
 LONGEST_SIDE = 4096  # tokens or pixels
+READING = {"end": "--end", "stream": "--stream", "errors": "--on-damage"}  # what warnings of reading may name
 
 
 class Commands(TyperGroup):
@@ -62,7 +63,10 @@ class Commands(TyperGroup):
         except (ValueError, OSError, MissingExtra) as error:  # any other import that fails is a defect
             if ctx.params.get("traceback"):
                 raise
-            Console(stderr=True).print(Text(" ".join(str(error).split()), "red"), soft_wrap=True)
+            told = " ".join(str(error).split())
+            if command := self.get_command(ctx, ctx.invoked_subcommand or ""):
+                told = _as_options(told, _options_of(command))
+            Console(stderr=True).print(Text(told, "red"), soft_wrap=True)
             raise typer.Exit(2) from error
 
 
@@ -196,7 +200,7 @@ def features(
         file.write(save({"features": result.contiguous()}, about))
     frames, channels, rows, columns = result.shape
     reader = f"safetensors.torch.load_file({str(out)!r})['features']"
-    _done(out, f"{frames} frames, {channels} channels, grid {rows} x {columns}", f"read them by {reader}")
+    _done(out, f"{_count(frames, 'frame')}, {channels} channels, grid {rows} x {columns}", f"read them by {reader}")
 
 
 @app.command()
@@ -229,7 +233,7 @@ def pca(
         alone = pca_frames(_features(network, clip, place, adapters=False), clip.size)
         pictures = side_by_side({"ViT alone": alone, "with temporal adapters": pictures})
     write_video(out, _counted("drawing", pictures, len(clip.frames)), clip.fps)
-    _done(out, f"{len(clip.frames)} frames", "watch it: like colours are like features")
+    _done(out, _count(len(clip.frames), "frame"), "watch it: like colours are like features")
 
 
 @app.command()
@@ -550,7 +554,7 @@ def _track(
     clip = _read(video, model, **selection)
     points = check_queries(points_of(clip.size), 1, len(clip.frames), clip.size)
     network = _load(model, place)
-    with _progress(f"tracking {points.shape[1]} points through {len(clip.frames)} frames"):
+    with _progress(f"tracking {_count(points.shape[1], 'point')} through {_count(len(clip.frames), 'frame')}"):
         frames = clip.frames[None] if in_memory else clip.frames[None].to(place)
         options = {**_chunked(in_memory), **(improve or {})}
         tracks: Tracks = network.track(frames, points.float().to(place), **options)[0].to("cpu")
@@ -560,12 +564,16 @@ def _track(
         out = final(out)  # once more: another run may have been faster
         tracks.save(out)
         reader = f"chrono_features.Tracks.load({str(out)!r})"
-        _done(out, f"{points.shape[1]} points, {len(clip.frames)} frames", f"read them by {reader}")
+        _done(out, f"{_count(points.shape[1], 'point')}, {_count(len(clip.frames), 'frame')}", f"read them by {reader}")
     if render is not None:
         drawn = _counted("drawing", draw_tracks(clip.frames, tracks), len(clip.frames))
         render = final(render)
         write_video(render, drawn, clip.fps)
-        _done(render, f"{points.shape[1]} points, {len(clip.frames)} frames", "watch it: a ring is a hidden point")
+        _done(
+            render,
+            f"{_count(points.shape[1], 'point')}, {_count(len(clip.frames), 'frame')}",
+            "watch it: a ring is a hidden point",
+        )
 
 
 def _chunked(in_memory: int | None) -> dict[str, Any]:
@@ -579,7 +587,7 @@ def _features(
     import torch
 
     compute = partial(network, **_chunked(in_memory)) if adapters else network.vit_features
-    what = f"computing features of {len(clip.frames)} frames{'' if adapters else ' by the ViT alone'}"
+    what = f"computing features of {_count(len(clip.frames), 'frame')}{'' if adapters else ' by the ViT alone'}"
     with _progress(what), torch.inference_mode():
         return compute(clip.frames[None] if in_memory else clip.frames[None].to(device))[0].cpu()
 
@@ -624,22 +632,26 @@ def _read(path: Path, model: str, **selection: Any) -> Video:
         try:
             with _progress(f"reading {path.name}", TextColumn("{task.completed} frames")) as update:
                 return read_video(path, **selection, on_frame=update)
-        except ValueError as error:
-            raise ValueError(_as_options(str(error), path)) from error
         finally:
             for warning in told:
-                text = _as_options(str(warning.message), path)
+                text = _as_options(str(warning.message), READING)
                 Console(stderr=True).print(Text(f"warning: {text}", "yellow"), soft_wrap=True)
 
 
-def _as_options(message: str, path: Path) -> str:
-    """A message of `read_video` with its arguments, as end=6, in the command line's own words: --end 6."""
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}{'' if number == 1 else 's'}"
 
-    def option(match: re.Match[str]) -> str:
-        return f"--{'on-damage' if match[1] == 'errors' else match[1].replace('_', '-')} {match[2] or ''}"
 
-    arguments = re.compile(r"\b(start|end|every|max_frames|stream|fps|errors)=(?:'(\w+)')?")
-    return str(path).join(arguments.sub(option, part) for part in message.split(str(path)))
+def _options_of(command: Any) -> dict[str, str]:
+    """The option of a command for each argument that a message may name."""
+    options = {p.name: max(p.opts, key=len) for p in command.params if p.opts[0].startswith("-")}
+    return options | {of: options[to] for of, to in (("errors", "on_damage"), ("name", "model")) if to in options}
+
+
+def _as_options(message: str, options: Mapping[str, str]) -> str:
+    """A message with its arguments, as end=6, in the command line's own words: --end 6."""
+    arguments = rf"(?<![\w./-])({'|'.join(options)})=(?:'([^']*)')?"  # not in the name of a file
+    return re.sub(arguments, lambda match: f"{options[match[1]]} {match[2] or ''}", message)
 
 
 def _read_points(path: Path) -> list[list[float]]:

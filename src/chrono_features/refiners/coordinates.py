@@ -119,7 +119,7 @@ def txy_from_tyx(queries: Tensor) -> Tensor:  # (..., 3)
 
 def _tracks_from_outputs(outputs: Mapping[str, Tensor]) -> Tracks:
     if missing := [key for key in ("tracks", "occlusion") if key not in outputs]:
-        raise ValueError(f"outputs with {', '.join(outputs)}; expected {' and '.join(missing)} too")
+        raise ValueError(f"outputs with the keys {list(outputs)}; expected {' and '.join(missing)} too")
     xy, occlusion = _checked_tracks(outputs["tracks"]), outputs["occlusion"]
     if occlusion.dtype == torch.bool:
         return _tracks(xy, ~occlusion)
