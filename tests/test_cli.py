@@ -667,7 +667,7 @@ def test_eval_mistakes_are_one_line_before_any_work(tmp_path: Path, monkeypatch:
     assert "--baseline statics; expected one of static, lucas-kanade" in wrong("--baseline", "statics")
     assert "no module no_such_module" in wrong("--baseline", "no_such_module:f")
     assert "chrono-tiny, chrono-vits14" in wrong(model="nonsense")
-    assert "confidence=" in wrong("--confidence")  # the model is not calibrated
+    assert "--confidence for a model" in wrong("--confidence")  # the model is not calibrated
     assert "--limit" in run("eval", "--data", davis, "--out", tmp_path / "r.json", "--limit", 0, code=2)
     assert sorted(tmp_path.iterdir()) == files
 

@@ -649,8 +649,8 @@ def _options_of(command: Any) -> dict[str, str]:
 
 
 def _as_options(message: str, options: Mapping[str, str]) -> str:
-    """A message with its arguments, as end=6, in the command line's own words: --end 6."""
-    arguments = rf"(?<![\w./-])({'|'.join(options)})=(?:'([^']*)')?"  # not in the name of a file
+    """A message with its arguments, as end=6, in the command line's own words: --end 6; a flag has no value."""
+    arguments = rf"(?<![\w./-])({'|'.join(options)})=(?:True |'([^']*)')?"  # not in the name of a file
     return re.sub(arguments, lambda match: f"{options[match[1]]} {match[2] or ''}", message)
 
 
