@@ -16,11 +16,11 @@ RNG = np.random.default_rng(0)
 NOISE = [RNG.integers(0, 255, (48, 64, 3)).astype(np.uint8) for _ in range(40)]
 
 
-def encode(path: Path, codec: str, frames: list[np.ndarray] = NOISE, gop: int = 10) -> bytes:
+def encode(path: Path, codec: str, frames: list[np.ndarray] = NOISE, gop: int = 10, between: int = 0) -> bytes:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options={"g": str(gop), "bf": "0"})
+        stream = container.add_stream(codec, rate=25, options={"g": str(gop), "bf": str(between)})
         stream.width, stream.height = 64, 48
-        stream.pix_fmt = {"mjpeg": "yuvj420p", "png": "rgb24"}.get(codec, "yuv420p")
+        stream.pix_fmt = {"mjpeg": "yuvj420p", "png": "rgb24", "gif": "rgb8"}.get(codec, "yuv420p")
         for picture in frames:
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
@@ -201,3 +201,60 @@ def test_a_recording_that_starts_amid_a_group_of_pictures(tmp_path: Path, codec:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(read_video(path).frames) == frames and as_plain(path)
+
+
+# --- values that were wrong without a word ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".h264", "libx264"), (".hevc", "libx265"), (".m2v", "mpeg2video")])
+def test_a_bare_stream_states_no_duration(tmp_path: Path, suffix: str, codec: str) -> None:
+    encode(path := tmp_path / f"a{suffix}", codec, NOISE[:12])
+    assert as_plain(path)
+
+
+@pytest.mark.parametrize("number", [11, 14, 31])
+def test_frames_shown_before_a_bad_one_that_they_are_predicted_from(tmp_path: Path, number: int) -> None:
+    """The first bad frame is the first one shown, not the first one stored."""
+    moved = [np.roll(NOISE[0].repeat(2, 0).repeat(2, 1)[:48, :64], 3 * t, 1) for t in range(40)]
+    data = bytearray(encode(path := tmp_path / "a.mp4", "libx264", moved, between=2))
+    right = [frame.clone() for frame in iter_frames(path)]
+    with av.open(str(path)) as container:
+        packets = [(p.pts, p.pos, p.size, p.is_keyframe) for p in container.demux(video=0) if p.size]
+    reordered = [i for i in range(10, 39) if packets[i + 1][0] < packets[i][0] and not packets[i][3]]
+    time, at, size, _ = packets[min(reordered, key=lambda i: abs(i - number))]
+    data[at : at + size] = b"\xff" * size
+    path.write_bytes(data)
+    first = sorted(p[0] for p in packets).index(time) - 2
+    with pytest.raises(ValueError, match=r"the first bad frame is (\d+)") as told:
+        read_video(path)
+    end = int(str(told.value).split("end=")[1].split()[0])
+    assert first <= end < first + 2
+    assert all(map(np.array_equal, iter_frames(path, end=end), right[:end]))
+    with pytest.warns(UserWarning, match="damaged"):
+        video = read_video(path, errors="warn")
+    assert end in video.doubtful
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.ts", "libx264"), ("a.ts", "mpeg4"), ("a.m2ts", "libx264"), ("a.gif", "gif")]
+)
+@pytest.mark.parametrize("share", [0.45, 0.81])
+def test_a_last_frame_that_is_cut_off(tmp_path: Path, name: str, codec: str, share: float) -> None:
+    data = encode(path := tmp_path / name, codec)
+    right = [frame.clone() for frame in iter_frames(path)]
+    path.write_bytes(data[: int(len(data) * share) // 188 * 188 + 77])
+    with pytest.raises(ValueError, match="the first bad frame is") as told:
+        read_video(path)
+    end = int(str(told.value).split("end=")[1].split()[0])
+    assert all(map(np.array_equal, iter_frames(path, end=end), right[:end]))
+    with pytest.warns(UserWarning, match="incomplete data"):
+        assert read_video(path, errors="warn").doubtful[0] == end
+
+
+def test_the_duration_of_flash_video(tmp_path: Path) -> None:
+    data = encode(path := tmp_path / "a.flv", "flv")
+    with av.open(str(path)) as container:
+        at, size = [(p.pos, p.size) for p in container.demux(video=0)][20]
+    path.write_bytes(data[:at] + data[at + size :])
+    with pytest.raises(ValueError, match="before the duration that it states"):
+        read_video(path)

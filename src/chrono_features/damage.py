@@ -51,6 +51,26 @@ class Damage:
         self.in_doubt = doubtful
 
 
+class Spoilt:
+    """Which frames suffer from bad packets: their own, and those decoded later but shown before, up to a key frame."""
+
+    def __init__(self) -> None:
+        self.faults: dict[int | None, str] = {}  # by the time of the frame
+        self.before, self.fault = -math.inf, ""  # of the latest bad packet
+
+    def add_packet(self, packet: Any, fault: str) -> None:
+        if packet.is_keyframe:
+            self.before = -math.inf
+        time = -math.inf if packet.pts is None else packet.pts
+        if fault:
+            self.before, self.fault = max(self.before, time), fault
+        if fault or time < self.before:
+            self.faults[packet.pts] = self.fault
+
+    def fault_of(self, frame: Any) -> str:
+        return self.faults.pop(frame.pts, "")
+
+
 class Progress:
     """How far packets and frames of a stream have come, and whether that is as far as the file says."""
 
@@ -85,27 +105,54 @@ class Progress:
         # Each field may be a packet, and only one of the two has the time of the frame.
         if self.last_packet - self.last_frame > self.period * (1.5 if self.interlaced else 0.75):
             return "its last frame does not decode"
+        return self.missing()
+
+    def skips_to(self, frame: Any) -> bool:
+        """Whether other frames would fit between the last frame and this one."""
+        return frame.pts is not None and self.period * 1.5 < frame.pts - self.last_frame < math.inf
+
+    def missing(self) -> str:
+        """What is missing of the packets, once all are read; "" for nothing."""
         kind, unit = self.container.format.name, float(self.stream.time_base)
         if kind == "avi":  # its header may count frames that were never stored; the index at its end knows better
             stored = self.stream.frames if _riff_is_cut(self.path) else self.indexed
             missing = stored - self.packets
             return f"{missing} of {counted(stored)} missing" if missing > 0 else ""
-        if kind == "mpegts":  # states nothing
+        if kind == "mpegts" or self.end == -math.inf:  # states nothing; nor does a bare stream, such as .h264
             return ""
         if kind == "hls":  # times may start again in any segment
             missing = (self.container.duration or 0) / 1e6 - self.duration * unit
         else:
-            missing = _stated_end(self.stream) - self.end * unit
+            missing = _stated_end(self.container, self.stream) - self.end * unit
         return f"it ends {missing:.2f} s before the duration that it states" if missing > 2 * self.period * unit else ""
 
 
-def _stated_end(stream: Any) -> float:
+def _stated_end(container: Any, stream: Any) -> float:
     """When the last frame ends according to the file's header, in seconds; 0 where the header does not say."""
     if stream.duration:
         return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
     if tag := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):  # Matroska: 00:00:02.4
         return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
+    if container.format.name == "flv" and len(container.streams) == 1:  # else that of sound, which may be longer
+        return (container.duration or 0) / 1e6
     return 0.0
+
+
+def ends_amid_packet(path: Path, kind: str) -> bool:
+    """Whether a file of a format that states neither duration nor frames breaks off amid a packet."""
+    if kind not in ("mpegts", "gif"):
+        return False
+    with open(path, "rb") as file:
+        head, size = file.read(1024), file.seek(0, os.SEEK_END)
+        file.seek(-1, os.SEEK_END)
+        end = file.read(1)
+    if kind == "gif":
+        return end not in b"\0;"  # of a frame, and of the file
+    for length in (188, 192, 204):  # of a packet of a transport stream, which starts with a "G"
+        for start in range(length):
+            if len(head) >= start + 4 * length and head[start : start + 4 * length : length] == b"GGGG":
+                return (size - start) % length not in (0, 188)  # of 192 bytes 4 stand before the "G", of 204 16 after
+    return False
 
 
 def _riff_is_cut(path: Path) -> bool:

@@ -10,6 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cropping import Crop, container_crop
-from .damage import Progress
+from .damage import Progress, Spoilt, ends_amid_packet
 from .extras import require
 
 PROTOCOLS = "file,crypto,data"  # a playlist, or a file in another's clothes, opens no network
@@ -224,16 +225,19 @@ def _with_faults(container: Any, stream: Any, path: Path) -> Iterator[tuple[Any,
     """Frames with their faults; (None, fault) for a gap. Past damage it goes on as far as data goes."""
     progress = Progress(container, stream, path)
     lost: list[tuple[float, str]] = []  # time and fault of packets that gave no frame, until their place is known
-    cut: set[int | None] = set()  # times of packets that are not whole
+    spoilt, short = Spoilt(), ""
     packets = _packets(container, stream)
-    for packet, fault in _without_joins(packets) if container.format.name in JOINED else packets:
+    if container.format.name in JOINED:
+        packets = _without_joins(packets)
+    if ends_amid_packet(path, container.format.name):
+        packets = _cut_off(packets)
+    for packet, fault in packets:
         frames: list[Any] = []
         if packet is None:
             frames = _flush(stream)
         else:
             progress.add_packet(packet)
-            if fault:
-                cut.add(packet.pts)
+            spoilt.add_packet(packet, fault)
             try:
                 frames = packet.decode()
             except require("av", "video").error.FFmpegError as error:
@@ -241,21 +245,25 @@ def _with_faults(container: Any, stream: Any, path: Path) -> Iterator[tuple[Any,
                 if progress.started:
                     time = -math.inf if packet.pts is None else packet.pts
                     lost.append((time, fault or error.strerror or str(error)))
+                    spoilt.add_packet(packet, lost[-1][1])
+        at_end = packet is not None and not packet.size
         frames.reverse()
         while frames:
             frame = frames.pop()
             lost.sort()
             while lost and lost[0][0] <= (math.inf if frame.pts is None else frame.pts):
                 yield None, lost.pop(0)[1]
+            if at_end and not short and progress.skips_to(frame) and (short := progress.missing()):
+                yield None, short  # what was cut off would be shown in part before this frame
             progress.add_frame(frame)
             marked = "the decoder marks it corrupt" if frame.is_corrupt else ""
-            yield frame, INCOMPLETE if frame.pts in cut else marked
+            yield frame, spoilt.fault_of(frame) or marked
             del frame
         if packet is None:
             yield None, fault
     for _, fault in lost:
         yield None, fault
-    if not lost and (fault := progress.shortfall()):
+    if not lost and not short and (fault := progress.shortfall()):
         yield None, fault
 
 
@@ -290,6 +298,13 @@ def _without_joins(packets: Iterator[tuple[Any, str]]) -> Iterator[tuple[Any, st
             joined = any(later is not None and later.is_keyframe for later, _ in ahead)
             yield packet, "" if packet is not None and joined else fault
     yield from ahead
+
+
+def _cut_off(packets: Iterator[tuple[Any, str]]) -> Iterator[tuple[Any, str]]:
+    """Packets of a file that ends amid the last of them."""
+    for (packet, fault), (after, _) in pairwise(chain(packets, [(None, "")])):
+        is_last = packet is not None and packet.size > 0 and after is not None and not after.size  # an empty one ends
+        yield packet, fault or (INCOMPLETE if is_last else "")
 
 
 def _flush(stream: Any) -> list[Any]:
