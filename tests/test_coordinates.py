@@ -175,3 +175,26 @@ def test_incomplete_outputs():
         from_tapir({"tracks": xy})
     with pytest.raises(ValueError, match="without expected_dist"):
         from_tapir({"tracks": xy, "occlusion": logits})
+
+
+def test_outputs_as_arrays():
+    tracks, visible = torch.rand(1, 3, 4, 2), torch.rand(1, 3, 4) > 0.5
+    for convert in (from_cotracker, from_tapir):
+        pair = convert((tracks.numpy(), visible.numpy()))
+        assert all(torch.equal(a, b) for a, b in ((pair.xy, convert((tracks, visible)).xy),))
+        assert torch.equal(pair.visible, convert((tracks, visible)).visible)
+    outputs = {"tracks": tracks, "occlusion": torch.randn(1, 3, 4), "expected_dist": torch.randn(1, 3, 4)}
+    arrays = from_tapir({name: value.numpy() for name, value in outputs.items()})
+    assert torch.equal(arrays.visible, from_tapir(outputs).visible)
+
+
+@pytest.mark.parametrize("name", ["occlusion", "expected_dist"])
+@pytest.mark.parametrize("value", [None, torch.zeros(1, 3, 5), torch.zeros(1, 3, 4, dtype=torch.int32), [0.0]])
+def test_outputs_of_another_kind(name, value):
+    outputs = {
+        "tracks": torch.rand(1, 3, 4, 2),
+        "occlusion": torch.zeros(1, 3, 4),
+        "expected_dist": torch.zeros(1, 3, 4),
+    }
+    with pytest.raises(ValueError, match=name):
+        from_tapir({**outputs, name: value})

@@ -258,3 +258,17 @@ def test_the_duration_of_flash_video(tmp_path: Path) -> None:
     path.write_bytes(data[:at] + data[at + size :])
     with pytest.raises(ValueError, match="before the duration that it states"):
         read_video(path)
+
+
+def test_the_rate_of_bare_dv(tmp_path: Path) -> None:
+    """FFmpeg states that of its clock, 60000."""
+    path = tmp_path / "a.dv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("dvvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 720, 576, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((576, 720, 3), np.uint8), format="rgb24").reformat(format="yuv420p")
+        for _ in range(3):
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.warns(UserWarning, match="not square"):
+        assert read_video(path).fps == 25

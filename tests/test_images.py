@@ -130,6 +130,31 @@ def test_signed_values_are_refused(tmp_path: Path) -> None:
         read_video(tmp_path)
 
 
+@pytest.mark.parametrize(("mode", "compression"), [("RGB", "raw"), ("RGB", "jpeg"), ("PA", "raw"), ("PA", "tiff_lzw")])
+def test_tiff_alone_is_as_in_a_folder(tmp_path: Path, mode: str, compression: str) -> None:
+    ramp = np.tile(np.arange(64, dtype=np.uint8) * 4, (32, 1))
+    image = Image.fromarray(np.stack([ramp, 255 - ramp, ramp // 2], axis=-1))
+    (image.quantize(64).convert("PA") if mode == "PA" else image).save(tmp_path / "a.tif", compression=compression)
+    alone, inside = read_video(tmp_path / "a.tif"), read_video(tmp_path)
+    assert np.array_equal(alone.frames, inside.frames)
+    assert np.abs(alone.frames[0].permute(1, 2, 0).numpy().astype(int) - np.asarray(image)).max() < 16
+
+
+def test_a_tiff_of_several_images_alone_is_refused(tmp_path: Path) -> None:
+    """FFmpeg reads the first one, and says nothing of the others."""
+    image = Image.new("L", (8, 6))
+    image.save(tmp_path / "stack.tif", save_all=True, append_images=[image] * 3)
+    with pytest.raises(ValueError, match=r"stack\.tif: .*it holds 4 images"):
+        read_video(tmp_path / "stack.tif")
+
+
+@pytest.mark.filterwarnings("error")
+def test_transparent_palettes_do_not_warn(tmp_path: Path) -> None:
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("RGB").quantize(16)
+    image.save(tmp_path / "0.png", transparency=bytes(range(16)))
+    assert np.array_equal(read_video(tmp_path).frames[0].permute(1, 2, 0), np.asarray(image.convert("RGB")))
+
+
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
 def test_an_image_of_several_is_refused(tmp_path: Path, suffix: str) -> None:
     images = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (0, 100)]

@@ -16,7 +16,10 @@ TOLD = 20  # faults of a file that are told one by one
 
 def rate_of(stream: Any) -> float:
     """Frames per second that the file states."""
-    return float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
+    average, most = stream.average_rate, stream.base_rate
+    if average and most and average > 100 * most:  # the clock's rate, which FFmpeg takes for the frames' in bare DV
+        average = most
+    return float(average or stream.guessed_rate or DEFAULT_FPS)
 
 
 def counted(frames: int) -> str:

@@ -42,12 +42,19 @@ def not_hidden(paths: Iterable[Path]) -> list[Path]:
     return [path for path in paths if not path.name.startswith(".")]
 
 
+def holds_images(path: Path) -> bool:
+    """Whether frames are read as images: a folder, and TIFF, of which FFmpeg reads one image and few colours."""
+    return path.is_dir() or path.suffix.lower() in FORMATS["TIFF"]
+
+
 def frame_files(folder: Path) -> list[Path]:
-    """The images in a folder of frames, in natural order; maybe none.
+    """The images in a folder of frames, in natural order; maybe none. Of a file, itself.
 
     Raises:
         ValueError: There are also images of a format that is not read.
     """
+    if folder.is_file():
+        return [folder]
     files = [path for path in not_hidden(folder.iterdir()) if not path.is_dir()]
     if others := sorted((path for path in files if path.suffix.lower() in OTHER_SUFFIXES), key=natural):
         raise ValueError(
@@ -117,6 +124,7 @@ def to_rgb(image: Any, name: str) -> Any:
         image = require("PIL.Image", "video").fromarray(values)
     elif image.format == "TIFF" and 2 in image.tag_v2.get(339, ()):  # SampleFormat; Pillow takes -1 for 255
         raise ValueError(f"{name}: signed values; expected unsigned ones, of 8 or 16 bits a channel")
+    image.info.pop("transparency", None)  # of a palette, about which Pillow would warn
     with _named(name):
         return image.convert("RGB")
 

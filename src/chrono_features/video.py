@@ -21,7 +21,7 @@ from .damage import DEFAULT_FPS, Damage, counted, rate_of
 from .decoding import decode, existing, open_video, video_stream
 from .extras import MissingExtra, how_to_install, require
 from .files import write_beside
-from .images import IMAGE_SUFFIXES, frame_files, read_frame
+from .images import IMAGE_SUFFIXES, frame_files, holds_images, read_frame
 
 Errors = Literal["raise", "warn"]  # of what is damaged in a file
 VIDEO_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
@@ -127,7 +127,7 @@ def frame_rate(path: str | os.PathLike[str], *, stream: int | None = None, fps: 
     if fps is not None and not (isinstance(fps, (int, float)) and math.isfinite(fps) and fps > 0):
         raise ValueError(f"fps={fps!r}; expected a number above 0")
     path = existing(path)
-    if path.is_dir():
+    if holds_images(path):
         return DEFAULT_FPS if fps is None else float(fps)
     if fps is not None:
         raise ValueError(f"fps={fps!r}; expected no rate for {path}: only a folder of images has none of its own")
@@ -208,8 +208,8 @@ def _chosen(
     if errors not in get_args(Errors):
         raise ValueError(f"errors={errors!r}; expected 'raise' or 'warn'")
     path = existing(path)
-    if path.is_dir() and stream is not None:
-        raise ValueError(f"stream={stream}; expected None for {path}: a folder of images has no streams")
+    if holds_images(path) and stream is not None:
+        raise ValueError(f"stream={stream}; expected None for {path}: images have no streams")
     if max_frames is not None:
         stop = start + (max_frames - 1) * every + 1
         end = stop if end is None else min(end, stop)
@@ -219,7 +219,7 @@ def _chosen(
 def _select(path: Path, wanted: range, stream: int | None, errors: Errors) -> Iterator[tuple[Tensor, bool]]:
     """Keeps frames by index, converts only those, and insists on one size and on at least one frame."""
     shape, seen = None, 0
-    frames = _images(path) if path.is_dir() else _decoded(path, stream, errors)
+    frames = _images(path) if holds_images(path) else _decoded(path, stream, errors)
     for seen, (convert, doubt) in enumerate(itertools.islice(frames, min(wanted.stop, sys.maxsize)), 1):
         index = seen - 1
         if index not in wanted:
@@ -227,7 +227,7 @@ def _select(path: Path, wanted: range, stream: int | None, errors: Errors) -> It
         try:
             frame = torch.from_numpy(convert()).permute(2, 0, 1).contiguous()
         except ValueError as error:
-            raise ValueError(str(error) if path.is_dir() else f"{path}: frame {index}, {error}") from error
+            raise ValueError(str(error) if holds_images(path) else f"{path}: frame {index}, {error}") from error
         del convert
         if shape not in (None, frame.shape):
             got, expected = tuple(frame.shape), tuple(shape)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,23 +121,35 @@ def txy_from_tyx(queries: Tensor) -> Tensor:  # (..., 3)
 def _tracks_from_outputs(outputs: Mapping[str, Tensor]) -> Tracks:
     if missing := [key for key in ("tracks", "occlusion") if key not in outputs]:
         raise ValueError(f"outputs with the keys {list(outputs)}; expected {' and '.join(missing)} too")
-    xy, occlusion = _checked_tracks(outputs["tracks"]), outputs["occlusion"]
+    xy = _checked_tracks(outputs["tracks"])
+    occlusion = _of_points("occlusion", outputs["occlusion"], xy)
     if occlusion.dtype == torch.bool:
         return _tracks(xy, ~occlusion)
     if "expected_dist" not in outputs:
         raise ValueError("outputs without expected_dist; expected it beside the logits of occlusion")
-    logits = torch.stack([occlusion, outputs["expected_dist"]], dim=-1)
+    logits = torch.stack([occlusion, _of_points("expected_dist", outputs["expected_dist"], xy)], dim=-1)
     return _tracks(xy, (1 - torch.sigmoid(logits)).prod(dim=-1) >= 0.5, logits)
 
 
+def _of_points(name: str, values: Any, xy: Tensor) -> Tensor:
+    """Bool values or logits of an output, one a point and frame."""
+    values = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+    typed = isinstance(values, Tensor) and (values.is_floating_point() or values.dtype == torch.bool)
+    if not typed or values.shape != xy.shape[:-1]:
+        got = f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"{name} of {got}; expected bool or floating {tuple(xy.shape[:-1])}, as tracks are")
+    return values
+
+
 def _is_output(points: Any) -> bool:
-    return isinstance(points, (tuple, list)) and len(points) > 0 and isinstance(points[0], Tensor)
+    return isinstance(points, (tuple, list)) and len(points) > 0 and isinstance(points[0], (Tensor, np.ndarray))
 
 
-def _pair(output: Any) -> tuple[Tensor, Tensor | None]:
+def _pair(output: Any) -> tuple[Any, Any]:
     if len(output) != 2:
         raise ValueError(f"an output of {len(output)} values; expected two, tracks and visibility")
-    return tuple(output)  # type: ignore[return-value]
+    tracks, visible = (torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in output)
+    return tracks, visible
 
 
 def _tracks(
@@ -170,7 +183,8 @@ def _checked(points: Any) -> Tensor:
     return points.to(torch.promote_types(points.dtype, torch.float32))
 
 
-def _checked_tracks(tracks: Tensor) -> Tensor:
+def _checked_tracks(tracks: Any) -> Tensor:
+    tracks = torch.from_numpy(tracks) if isinstance(tracks, np.ndarray) else tracks
     if not isinstance(tracks, Tensor) or tracks.ndim != 4 or tracks.shape[-1] != 2:
         got = tuple(tracks.shape) if isinstance(tracks, Tensor) else type(tracks).__name__
         raise ValueError(f"tracks of shape {got}; expected four dimensions, the last of them x and y")
