@@ -204,6 +204,19 @@ def test_weights_that_are_none(folder, change, message):
         load(folder)
 
 
+def test_a_weight_that_is_named_twice(folder):
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    name = next(name for name in header if name != "__metadata__")
+    text = (json.dumps(header)[:-1] + f", {json.dumps(name)}: {json.dumps(header[name])}}}").encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+    assert load_file(file).keys() == header.keys() - {"__metadata__"}  # safetensors itself takes the last
+    with pytest.raises(ValueError, match=r"m/model\.safetensors is not a whole safetensors file: a key comes twice"):
+        load(folder)
+
+
 def test_large_but_finite_weights_load(small_model, tmp_path):
     model = small_model()
     model.vit.norm.bias.data.fill_(3e38)  # whose sum is infinite

@@ -397,6 +397,16 @@ def test_names_that_no_encoding_has_and_names_of_250_bytes(clip: Path) -> None:
         assert Tracks.load(clip.parent / name).xy.shape == (1, 8, 2)
 
 
+def test_names_of_others_do_not_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"data": "d", "mode": "first", "group": "\x1b[2J\x07g", "tracker": "t\x9b1m", "videos": 1, "metrics": {}}
+    about = {"data": {"d": {"kind": "csv", "total": None}}, "protocol": {"size": [256, 256]}}
+    command.print_tables({**about, "summary": [row | {"interval": (None, None)}]})
+    printed = capsys.readouterr().out
+    assert "\\x1b[2J\\x07g" in printed and "t\\x9b1m" in printed and not set("\x1b\x07\x9b") & set(printed)
+    told = refuse("track", "\x1b[2Jm.mp4", "--queries", "grid:3")
+    assert "\\x1b[2Jm.mp4" in told and "\x1b[2J" not in told
+
+
 def test_groups_and_models_are_names_not_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("[/y]").mkdir(parents=True)  # a folder is a model's name

@@ -239,6 +239,16 @@ def test_deep_nesting_does_not_overflow_the_stack(checkpoint, tmp_path):
         load_authors_checkpoint(tmp_path / "deep.ckpt")
 
 
+@pytest.mark.parametrize("name", [b"builtins\nbytearray", b"torch.storage\nUntypedStorage", b"torch\nFloatTensor"])
+def test_memory_that_the_file_does_not_hold(checkpoint, tmp_path, name):
+    """PyTorch allows these: a hundred bytes would take gigabytes, or load what memory happens to hold as weights."""
+    made = b"\x80\x02}X\x0a\0\0\0state_dict}X\x07\0\0\0model.xc" + name + b"\nK\x08\x85Rss."
+    in_archive(checkpoint, tmp_path / "made.ckpt", lambda data: made)
+    assert "model.x" in torch.load(tmp_path / "made.ckpt", weights_only=True)["state_dict"]
+    with pytest.raises(ValueError, match=r"made\.ckpt is not a whole checkpoint: it wants \w+"):
+        load_authors_checkpoint(tmp_path / "made.ckpt")
+
+
 def test_compressed_checkpoints(checkpoint, tmp_path):
     in_archive(checkpoint, tmp_path / "small.ckpt", lambda data: data, zipfile.ZIP_DEFLATED)
     with pytest.raises(ValueError, match=r"small\.ckpt .*compressed"):
@@ -247,9 +257,12 @@ def test_compressed_checkpoints(checkpoint, tmp_path):
 
 @pytest.mark.parametrize(
     "value",
-    [7, "text", None, torch.zeros(3, dtype=torch.int64), torch.zeros(3, device="meta"), torch.zeros(3).to_sparse()],
-    ids=["int", "str", "None", "int64", "meta", "sparse"],
-)
+    [
+        7, "text", None, torch.zeros(3, dtype=torch.int64), torch.zeros(3, device="meta"), torch.zeros(3).to_sparse(),
+        torch.nested.nested_tensor([torch.zeros(2)]),
+    ],
+    ids=["int", "str", "None", "int64", "meta", "sparse", "nested"],
+)  # fmt: skip
 def test_weights_that_are_none(checkpoint, tmp_path, value):
     checkpoint["state_dict"]["model.dino.pos_embed"] = value
     with pytest.raises(ValueError, match=r"changed\.ckpt.*(model\.dino\.pos_embed|whole|holds more)"):

@@ -6,9 +6,11 @@ so that a model that is saved meanwhile is read as it was before or as it is now
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import pickletools
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,15 +22,18 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .backbone import ChronoBackbone
-from .config import ChronoConfig
+from .config import ChronoConfig, distinct
 from .files import STAGING, open_regular
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 ADAPTERS_ONLY = "adapters"  # value of the metadata key "contents"
 MAX_CONFIG_BYTES = 1 << 20
+MAX_HEADER_BYTES = 100_000_000  # that safetensors allows
 INITIALISING = frozenset({"add_", "clamp_", "erfinv_", "fill_", "mul_", "normal_", "uniform_", "zero_"})
 MAX_NESTING = 100
 NESTING = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET", "REDUCE", "NEWOBJ"})  # what can be hashed
+# Constructors that PyTorch allows, of any size: their memory is not in the file, nor set to anything.
+ALLOCATING = re.compile(r"(__builtin__|builtins) bytearray|torch \w*Tensor|torch(\.storage)? UntypedStorage")
 WEIGHT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _TYPES = "float64, float32, float16 or bfloat16"
 
@@ -65,6 +70,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def _read(folder: Path) -> Checkpoint:
     try:
+        _check_header(folder / WEIGHTS_FILE)
         with safe_open(folder / WEIGHTS_FILE, "pt") as file:
             about = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
@@ -82,6 +88,14 @@ def _read(folder: Path) -> Checkpoint:
             )
         config = own
     return Checkpoint(config, state, about.get("contents") == ADAPTERS_ONLY)
+
+
+def _check_header(path: Path) -> None:
+    """ValueError where a weight is named twice, of which safetensors would take the last."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size <= MAX_HEADER_BYTES:  # else safetensors refuses it
+            json.loads(file.read(size), object_pairs_hook=distinct)
 
 
 def read_config(path: Path) -> ChronoConfig:
@@ -160,7 +174,7 @@ def load_plain(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("it is compressed, which torch.save never does")
-        _check_nesting(torch._C.PyTorchFileReader(os.fspath(path)).get_record("data.pkl"))
+        _check_pickle(torch._C.PyTorchFileReader(os.fspath(path)).get_record("data.pkl"))
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} is no checkpoint, or holds more than tensors and plain values: not loaded") from error
@@ -168,13 +182,18 @@ def load_plain(path: Path) -> Any:
         raise ValueError(f"{path} is not a whole checkpoint: {error}") from error
 
 
-def _check_nesting(data: bytes) -> None:
-    """ValueError where values are nested so deeply that hashing them, as a key, overflows the C stack."""
+def _check_pickle(data: bytes) -> None:
+    """ValueError where values are nested so deeply that hashing them, as a key, overflows the C stack.
+
+    Nor may the pickle make memory of its own.
+    """
     stack: list[int] = []  # of depths in the place of values
     marks: list[int] = []
     memo: dict[int, int] = {}
     argument: Any
     for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name == "GLOBAL" and ALLOCATING.fullmatch(argument):
+            raise ValueError(f"it wants {argument}, which makes what the file does not hold")
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             memo[len(memo) if argument is None else argument] = stack[-1]
         elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
@@ -217,7 +236,9 @@ def _identities(folder: Path) -> list[tuple[int, int, int]]:
 
 def is_dense(value: object) -> bool:
     """Whether it is a tensor that weights can be: dense, floating-point, in memory."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+        return False
+    if value.is_meta or value.is_nested:
         return False
     return value.dtype in WEIGHT_TYPES
 

@@ -41,6 +41,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
+def printable(text: str) -> str:
+    """A text of others' making as a terminal may get it: what would control the terminal is escaped."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def is_number(value: Any) -> bool:
     """Whether it is a finite real number that float32 can hold."""
     known = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)

@@ -63,7 +63,9 @@ class Commands(TyperGroup):
         except (ValueError, OSError, MissingExtra) as error:  # any other import that fails is a defect
             if ctx.params.get("traceback"):
                 raise
-            told = " ".join(str(error).split())
+            from .checks import printable
+
+            told = printable(" ".join(str(error).split()))
             if command := self.get_command(ctx, ctx.invoked_subcommand or ""):
                 told = _as_options(told, _options_of(command))
             Console(stderr=True).print(Text(told, "red"), soft_wrap=True)

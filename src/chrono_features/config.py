@@ -220,7 +220,7 @@ class ChronoConfig:
             ValueError: It is no JSON, or holds what a file may not, see `VIT_KWARGS`.
         """
         try:
-            values = json.loads(text, object_pairs_hook=_distinct)
+            values = json.loads(text, object_pairs_hook=distinct)
             if not isinstance(values, dict):
                 raise ValueError(f"holds a {type(values).__name__}; expected an object")
             config = cls.from_dict(values)
@@ -271,7 +271,8 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What `json.loads` makes of an object; ValueError where a key comes twice, of which it would take the last."""
     values = dict(pairs)
     if len(values) < len(pairs):
         raise ValueError("a key comes twice; expected each once")

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..backbone import ChronoBackbone
+from ..checks import printable
 from ..extras import require
 from ..pretrained import check_name
 from .contenders import Contender, baseline, from_model
@@ -171,7 +172,7 @@ def main(
         return
     print_tables(results)
     if rest := whats_left(results, data):
-        print(rest)
+        print(printable(rest))
     if report is not None:
         with progress("drawing the report"):
             write_report(report, _at_hand(results, data), _loader(data))
@@ -185,12 +186,12 @@ def main(
 
 def print_tables(results: Mapping[str, Any]) -> None:
     """The tables of results, groups set apart by lines."""
-    # Groups and models are named by others: "[/x]" is a name, not markup.
+    # Groups and models are named by others: "[/x]" is a name, not markup, nor do control sequences reach the terminal.
     console = Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False)
     for data, mode, titles, rows in result_tables(results):
-        table = Table(*titles, title=f"{data}, {mode}", box=box.SIMPLE_HEAD, title_justify="left")
+        table = Table(*titles, title=printable(f"{data}, {mode}"), box=box.SIMPLE_HEAD, title_justify="left")
         for row, after in zip(rows, [*rows[1:], [""]], strict=True):
-            table.add_row(*row, end_section=bool(after[0]))
+            table.add_row(*map(printable, row), end_section=bool(after[0]))
         console.print(table)
 
 

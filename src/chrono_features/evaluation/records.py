@@ -6,17 +6,26 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..config import distinct
+
 Record = dict[str, Any]
 KEY = ("data", "video", "mode", "tracker")
 SECTIONS = ("about", "protocol", "data", "trackers")
+MAX_DEPTH = 64  # of lists and objects; results have 6, and what writes and shows them goes into each
 
 
 def parsed(text: str | bytes) -> Any:
     """The value of a JSON text; ValueError for whatever is wrong with it."""
     try:
-        return json.loads(text)
+        value = json.loads(text, object_pairs_hook=distinct)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [v for c in level if isinstance(c, (list, dict)) for v in (c.values() if isinstance(c, dict) else c)]
+        if not level:
+            return value
+    raise ValueError(f"nested deeper than {MAX_DEPTH}")
 
 
 def check_results(results: Any) -> None:
@@ -35,6 +44,8 @@ def check_header(header: Any) -> None:
         _expect(isinstance(header.get(section, {}), dict), section, "an object")
     for name, about in header.get("data", {}).items():
         _expect(isinstance(about, dict), f"data {name!r}", "an object")
+        _expect(all(isinstance(about.get(key, ""), str) for key in ("kind", "path")), f"data {name!r}", "texts")
+        _expect(isinstance(about.get("fingerprint", {}), dict), f"fingerprint of {name!r}", "an object")
         skipped = about.get("skipped", {})
         _expect(isinstance(skipped, dict) and _are(list(skipped.values()), str), f"skipped of {name!r}", "reasons")
         _expect(about.get("total") is None or _is_count(about["total"]), f"total of {name!r}", "a number of videos")
@@ -46,12 +57,13 @@ def check_record(record: Any) -> None:
     _expect(isinstance(record, dict), "a record", "an object")
     for key in (*KEY, "group"):
         _expect(isinstance(record.get(key), str), f"{key} of a record", "a text")
-    _expect(_is_count(record.get("points")), "points of a record", "a number of points")
+    for key in ("points", "frames"):
+        _expect(_is_count(record.get(key)), f"{key} of a record", f"a number of {key}")
     seconds = record.get("seconds")
     _expect(isinstance(seconds, dict) and seconds.keys() >= {"features", "tracking"}, "seconds", "two durations")
     _expect(all(_is_number(value) and value >= 0 for value in seconds.values()), "seconds", "two durations")
     metrics = record.get("metrics")
-    _expect(isinstance(metrics, dict), "metrics of a record", "an object")
+    _expect(isinstance(metrics, dict) and bool(metrics), "metrics of a record", "an object that is not empty")
     _expect(all(value is None or _is_number(value) for value in metrics.values()), "metrics", "numbers or null")
     deltas = record.get("track_delta", [])
     _expect(isinstance(deltas, list) and all(v is None or _is_number(v) for v in deltas), "track_delta", "numbers")
