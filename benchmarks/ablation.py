@@ -29,16 +29,16 @@ from typing import Any
 import torch
 
 from chrono_features import ChronoBackbone
-from chrono_features.evaluation.command import open_all
-from chrono_features.evaluation.contenders import Contender, from_model
-from chrono_features.evaluation.data import Dataset, Entry, LabelledVideo, Unusable
-from chrono_features.evaluation.heldout import FIRST_SEED, HeldOut, labelled
+from chrono_features.cli.evaluation import open_all
+from chrono_features.data.clip import Dataset, Entry, LabelledVideo, Unusable
+from chrono_features.data.synthetic import Variety, load_textures, make_clip
+from chrono_features.data.synthetic.variety import NOTHING
+from chrono_features.data.synthetic_clips import FIRST_SEED, HeldOut, labelled
 from chrono_features.evaluation.scores import Clip, track_records
+from chrono_features.evaluation.trackers import Contender, from_model
 from chrono_features.files import write_beside
 from chrono_features.training import Recipe, Stage, train
 from chrono_features.training.recipes import TINY
-from chrono_features.training.synthetic import Variety, load_textures, make_clip
-from chrono_features.training.synthetic.variety import NOTHING
 
 from . import harness
 

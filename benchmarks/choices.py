@@ -19,10 +19,10 @@ from rich.progress import track as progress
 from torch import Tensor
 
 from chrono_features import ChronoBackbone, Tracks, refine
-from chrono_features.evaluation.contenders import Contender, from_model
-from chrono_features.evaluation.data import LabelledVideo
-from chrono_features.evaluation.readers import open_dataset
+from chrono_features.data.clip import LabelledVideo
+from chrono_features.data.readers import open_dataset
 from chrono_features.evaluation.scores import Clip, track_records
+from chrono_features.evaluation.trackers import Contender, from_model
 
 from . import harness
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from chrono_features.cli.evaluation import open_all
 from chrono_features.evaluation.charts import STYLE, reliability_chart
-from chrono_features.evaluation.command import open_all
 from chrono_features.evaluation.report import draw_clip
 from chrono_features.evaluation.summary import pooled_reliability
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from chrono_features import ChronoBackbone, ChronoConfig, grid_queries, propagate_labels, soft_argmax_track
+from chrono_features.data.synthetic import make_clip
 from chrono_features.ops.temporal_attention import plain_temporal_attention, temporal_attention
-from chrono_features.training.synthetic import make_clip
 
 from . import adapters, end_to_end, harness, long_video, matching, refinement, roofline, tiny
 

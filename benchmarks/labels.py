@@ -16,10 +16,10 @@ import torch
 from rich.progress import track as progress
 
 from chrono_features import ChronoBackbone
+from chrono_features.data.clip import MaskedVideo
+from chrono_features.data.readers import open_dataset
 from chrono_features.evaluation.baselines import ColourFeatures
-from chrono_features.evaluation.data import MaskedVideo
 from chrono_features.evaluation.masks import propagation_metrics
-from chrono_features.evaluation.readers import open_dataset
 
 from . import harness
 

@@ -14,9 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from chrono_features import ChronoBackbone
-from chrono_features.evaluation.contenders import from_model
-from chrono_features.evaluation.readers import open_dataset
+from chrono_features.data.readers import open_dataset
 from chrono_features.evaluation.run import evaluate
+from chrono_features.evaluation.trackers import from_model
 
 from . import harness
 

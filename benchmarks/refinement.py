@@ -8,8 +8,8 @@ from functools import partial
 import torch
 
 from chrono_features import ChronoBackbone, Tracks, grid_queries
+from chrono_features.data.synthetic import make_clip
 from chrono_features.refine import refine_photometric
-from chrono_features.training.synthetic import make_clip
 
 from . import harness
 

@@ -19,9 +19,9 @@ import torch
 from rich.progress import track as progress
 
 from chrono_features import ChronoBackbone
-from chrono_features.evaluation.contenders import baseline, from_model
-from chrono_features.evaluation.data import Dataset
-from chrono_features.evaluation.heldout import HeldOut
+from chrono_features.data.clip import Dataset
+from chrono_features.data.synthetic_clips import HeldOut
+from chrono_features.evaluation.trackers import baseline, from_model
 from chrono_features.files import write_beside
 from chrono_features.training import train
 from chrono_features.training.recipes import TINY

@@ -28,12 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chrono_features import ChronoBackbone, soft_argmax_track
-from chrono_features.evaluation.heldout import FIRST_SEED
+from chrono_features.data.readers import open_dataset
+from chrono_features.data.synthetic import Variety, load_textures, make_clip, scene
+from chrono_features.data.synthetic.variety import USUAL
+from chrono_features.data.synthetic_clips import FIRST_SEED
 from chrono_features.evaluation.metrics import bootstrap_interval
-from chrono_features.evaluation.readers import open_dataset
-from chrono_features.training.data import draw_queries
-from chrono_features.training.synthetic import Variety, load_textures, make_clip, scene
-from chrono_features.training.synthetic.variety import USUAL
+from chrono_features.training.batches import draw_queries
 
 from . import harness
 

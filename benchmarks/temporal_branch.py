@@ -30,16 +30,16 @@ from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from chrono_features import ChronoBackbone, soft_argmax_track
-from chrono_features.evaluation.heldout import FIRST_SEED
+from chrono_features.data.synthetic import Variety, load_textures, make_clip
+from chrono_features.data.synthetic.draws import chance, integer, log_uniform, uniform
+from chrono_features.data.synthetic.photometric import blur
+from chrono_features.data.synthetic_clips import FIRST_SEED
 from chrono_features.evaluation.metrics import bootstrap_interval
 from chrono_features.files import write_beside
 from chrono_features.ops.matching import sample_features
 from chrono_features.training.augment import augment_colour
-from chrono_features.training.data import draw_queries
+from chrono_features.training.batches import draw_queries
 from chrono_features.training.losses import grid_cross_entropy, huber_loss
-from chrono_features.training.synthetic import Variety, load_textures, make_clip
-from chrono_features.training.synthetic.draws import chance, integer, log_uniform, uniform
-from chrono_features.training.synthetic.photometric import blur
 
 from . import harness
 from .temporal_averaging import GRID, SIZE, Sample, h264, low_light, noise, score

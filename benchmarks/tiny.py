@@ -6,7 +6,7 @@ import timm
 import torch
 
 from chrono_features import ChronoBackbone, grid_queries
-from chrono_features.training.synthetic import make_clip
+from chrono_features.data.synthetic import make_clip
 
 from . import harness
 

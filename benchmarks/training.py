@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from chrono_features import ChronoBackbone
-from chrono_features.training.data import Batch, SyntheticBatches
+from chrono_features.data.synthetic import load_textures
+from chrono_features.training.batches import Batch, SyntheticBatches
 from chrono_features.training.loop import Trainee, loader
 from chrono_features.training.recipes import TINY, Stage
-from chrono_features.training.synthetic import load_textures
 
 from . import harness
 

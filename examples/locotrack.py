@@ -30,16 +30,16 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from chrono_features import ChronoBackbone, Tracks
-from chrono_features.evaluation.command import open_all, print_tables
-from chrono_features.evaluation.contenders import from_tracker, weights_hash
+from chrono_features.cli.evaluation import open_all, print_tables
+from chrono_features.data.synthetic import load_textures
 from chrono_features.evaluation.run import evaluate as measure
+from chrono_features.evaluation.trackers import from_tracker, weights_hash
 from chrono_features.files import write_beside
 from chrono_features.refiners import swap_backbone, trainable_report, tyx_from_txy
 from chrono_features.training import Stage
-from chrono_features.training.data import Batch, SyntheticBatches
+from chrono_features.training.batches import Batch, SyntheticBatches
 from chrono_features.training.loop import loader
 from chrono_features.training.losses import huber_loss, visibility_loss
-from chrono_features.training.synthetic import load_textures
 
 OWN = "own"
 HUBER_WEIGHT = 0.05  # of TAPIR's loss, as LocoTrack's

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from chrono_features import ChronoBackbone, Tracks
 from chrono_features.evaluation import baselines
 from chrono_features.evaluation.baselines import ColourFeatures, PatchFeatures, TimmFeatures, lucas_kanade, static
-from chrono_features.evaluation.contenders import BASELINES, Contender, baseline, from_model, weights_hash
+from chrono_features.evaluation.trackers import BASELINES, Contender, baseline, from_model, weights_hash
 from chrono_features.extras import how_to_install
 from chrono_features.tracking import soft_argmax_track
 

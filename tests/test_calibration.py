@@ -6,9 +6,9 @@ import torch
 
 from chrono_features import ChronoBackbone
 from chrono_features.confidence import fit, probability, track_signals
-from chrono_features.evaluation import calibration
-from chrono_features.evaluation.calibration import FIRST_CLIP, calibrate
-from chrono_features.evaluation.data import Entry, LabelledVideo, Unusable
+from chrono_features.data.clip import Entry, LabelledVideo, Unusable
+from chrono_features.evaluation import fit_confidence as calibration
+from chrono_features.evaluation.fit_confidence import FIRST_CLIP, calibrate
 
 SIZE, FRAMES, POINTS = (40, 48), 4, 12
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from chrono_features import ChronoBackbone, pretrained
-from chrono_features.training.synthetic import make_clip
+from chrono_features.data.synthetic import make_clip
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from chrono_features.video import read_video, write_video
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("av")
 
-from chrono_features.cli import app, check_output, parse_grid, parse_queries, pick_device  # noqa: E402
+from chrono_features.cli.app import app, check_output, parse_grid, parse_queries, pick_device  # noqa: E402
 from chrono_features.evaluation import baselines, command  # noqa: E402
 
 TINY = ChronoConfig(
@@ -118,7 +118,7 @@ def test_a_name_that_nobody_typed_replaces_nothing(clip: Path, monkeypatch: pyte
 
 def test_demo_replaces_nothing(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(clip.parent)
-    monkeypatch.setattr("chrono_features.cli.resources.as_file", lambda _: contextlib.nullcontext(clip))
+    monkeypatch.setattr("chrono_features.cli.app.resources.as_file", lambda _: contextlib.nullcontext(clip))
     Path("chrono_demo.mp4").mkdir()
     assert f"wrote {clip.parent / 'chrono_demo-2.mp4'}: 256 points, 8 frames" in run("demo", "--device", "cpu")
     first = Path("chrono_demo-2.mp4").read_bytes()
@@ -149,7 +149,7 @@ def test_every_command_ends_with_what_it_wrote_and_the_next_step(
 
     monkeypatch.setattr(training, "train", lambda *_, **__: None)
     monkeypatch.setattr(
-        "chrono_features.evaluation.calibration.calibrate",
+        "chrono_features.evaluation.fit_confidence.calibrate",
         lambda network, *_: network,  # fits on many clips
     )
     monkeypatch.setattr("chrono_features.pretrained.verify", lambda *_, **__: [("delta", "63.0", None)])
@@ -468,7 +468,7 @@ def test_missing_extras_are_named(
 
 @pytest.mark.parametrize("package", ["typer", "rich.progress"])
 def test_missing_cli_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, package: str) -> None:
-    monkeypatch.delitem(sys.modules, "chrono_features.cli")
+    monkeypatch.delitem(sys.modules, "chrono_features.cli.app")
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SystemExit) as stopped:
         main()

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from chrono_features import Tracks
-from chrono_features.evaluation.contenders import Contender, from_tracker
-from chrono_features.evaluation.data import Entry, LabelledVideo, MaskedVideo, Unusable
+from chrono_features.data.clip import Entry, LabelledVideo, MaskedVideo, Unusable
 from chrono_features.evaluation.masks import mask_consistency, mask_queries, propagation_metrics
 from chrono_features.evaluation.metrics import bootstrap_interval
+from chrono_features.evaluation.protocol import MODES, THRESHOLDS
 from chrono_features.evaluation.run import evaluate
 from chrono_features.evaluation.scores import Clip, plain, track_records
 from chrono_features.evaluation.store import Store
 from chrono_features.evaluation.summary import ALL, pooled_reliability, summarise
-from chrono_features.evaluation.tapvid import MODES, THRESHOLDS
+from chrono_features.evaluation.trackers import Contender, from_tracker
 
 FRAMES, TRACKS = 6, 4
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import chrono_features
-from chrono_features.evaluation.data import Unusable
-from chrono_features.evaluation.readers import open_dataset
-from chrono_features.evaluation.warps import photographs
-from chrono_features.images import FORMATS, IMAGE_SUFFIXES, OTHER_SUFFIXES, natural
-from chrono_features.training.synthetic import load_textures
+from chrono_features.data.clip import Unusable
+from chrono_features.data.photo_warps import photographs
+from chrono_features.data.readers import open_dataset
+from chrono_features.data.synthetic import load_textures
 from chrono_features.video import frame_rate, iter_frames, read_video
+from chrono_features.video.images import FORMATS, IMAGE_SUFFIXES, OTHER_SUFFIXES, natural
 
 Image = pytest.importorskip("PIL.Image")
 av = pytest.importorskip("av")

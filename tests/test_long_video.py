@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from chrono_features import grid_queries, long_video
+from chrono_features import grid_queries
+from chrono_features import streaming as long_video
 from chrono_features.ops.clip_norm import clip_moments, frame_moments
 
 VARIANTS = [

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from chrono_features.evaluation.data import MaskedVideo
+from chrono_features.data.clip import MaskedVideo
 from chrono_features.evaluation.masks import (
     boundary_accuracy,
     mask_consistency,

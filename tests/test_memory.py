@@ -59,7 +59,7 @@ def test_the_estimate_covers_what_a_step_takes(tmp_path):
         "import re, resource, sys, torch\n"
         "from chrono_features import ChronoBackbone\n"
         "from chrono_features.training import RECIPES, loop, memory\n"
-        "from chrono_features.training.data import Batch\n"
+        "from chrono_features.training.batches import Batch\n"
         "recipe = RECIPES['tiny'].override(batch=3, frames=6, size=(128, 128), grid=(16, 16), tracks=64)\n"
         "stage = recipe.stages[1]\n"
         "trainee = loop.Trainee(ChronoBackbone(recipe.config))\n"

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chrono_features.evaluation import pickled
-from chrono_features.evaluation.data import SIZE, LabelledVideo, MaskedVideo, Unusable
-from chrono_features.evaluation.readers import open_dataset
-from chrono_features.evaluation.unpickling import load_arrays
+from chrono_features.data import tapvid as pickled
+from chrono_features.data.clip import SIZE, LabelledVideo, MaskedVideo, Unusable
+from chrono_features.data.readers import open_dataset
+from chrono_features.data.unpickling import load_arrays
 from chrono_features.extras import how_to_install
 from chrono_features.video import write_video
 

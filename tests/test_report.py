@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from chrono_features.data.clip import LabelledVideo
 from chrono_features.evaluation.charts import Series, bar_chart, line_chart, reliability_chart, tag
-from chrono_features.evaluation.data import LabelledVideo
 from chrono_features.evaluation.report import FOUND, TRUTH, draw_clip, write_report
 
 pytest.importorskip("av")

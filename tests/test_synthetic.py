@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from chrono_features.training.synthetic import (
+from chrono_features.data.synthetic import (
     Variety,
     covers,
     load_textures,
@@ -18,14 +18,14 @@ from chrono_features.training.synthetic import (
     procedural_textures,
     raycast,
 )
-from chrono_features.training.synthetic import layers as layered
-from chrono_features.training.synthetic.materials import lookup, make_materials
-from chrono_features.training.synthetic.motion import camera_view, rotations, wander
-from chrono_features.training.synthetic.picture import render_frames
-from chrono_features.training.synthetic.scene import choose, near_edges
-from chrono_features.training.synthetic.shapes import Blob, Capsule, Polygon, random_shape
-from chrono_features.training.synthetic.textures import TextureSource
-from chrono_features.training.synthetic.variety import NOTHING
+from chrono_features.data.synthetic import layers as layered
+from chrono_features.data.synthetic.materials import lookup, make_materials
+from chrono_features.data.synthetic.motion import camera_view, rotations, wander
+from chrono_features.data.synthetic.picture import render_frames
+from chrono_features.data.synthetic.scene import choose, near_edges
+from chrono_features.data.synthetic.shapes import Blob, Capsule, Polygon, random_shape
+from chrono_features.data.synthetic.textures import TextureSource
+from chrono_features.data.synthetic.variety import NOTHING
 
 SMALL = {"frames": 4, "size": (40, 56), "points": 16, "textures": procedural_textures(6, 32)}
 KINDS = ("raycast", "layers")

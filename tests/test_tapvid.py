@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from chrono_features.evaluation.tapvid import MODES, THRESHOLDS, sample_queries, tapvid_metrics, track_deltas
+from chrono_features.evaluation.protocol import MODES, THRESHOLDS, sample_queries, tapvid_metrics, track_deltas
 
 NAMES = {f"{kind}_{t}" for kind in ("pts_within", "jaccard") for t in THRESHOLDS}
 NAMES |= {"occlusion_accuracy", "average_pts_within_thresh", "average_jaccard"}

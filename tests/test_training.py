@@ -15,9 +15,10 @@ pytest.importorskip("accelerate")
 
 from chrono_features import ChronoBackbone, ChronoConfig, grid_queries
 from chrono_features.extras import how_to_install
-from chrono_features.training import RECIPES, Recipe, Stage, data, loop, train
+from chrono_features.training import RECIPES, Recipe, Stage, loop, train
+from chrono_features.training import batches as data
 from chrono_features.training.augment import augment_colour
-from chrono_features.training.data import VALIDATION_SEED, SyntheticBatches, draw_queries
+from chrono_features.training.batches import VALIDATION_SEED, SyntheticBatches, draw_queries
 from chrono_features.training.losses import grid_cross_entropy, huber_loss, visibility_loss
 from chrono_features.training.visibility import fit_visibility
 

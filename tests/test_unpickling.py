@@ -11,8 +11,8 @@ import sys
 import numpy as np
 import pytest
 
-from chrono_features.evaluation.readers import open_dataset
-from chrono_features.evaluation.unpickling import OPCODES, load_arrays
+from chrono_features.data.readers import open_dataset
+from chrono_features.data.unpickling import OPCODES, load_arrays
 
 
 def short(text: str) -> bytes:
@@ -99,7 +99,7 @@ def test_what_harm_is_made_of_is_harmless_when_whole(tmp_path):
 
 def test_freed_memory_is_out_of_reach(data):
     """In a process of its own: this pickle overwrote the items of a live tuple."""
-    code = "import sys; from chrono_features.evaluation.unpickling import load_arrays; load_arrays(sys.argv[1])"
+    code = "import sys; from chrono_features.data.unpickling import load_arrays; load_arrays(sys.argv[1])"
     hostile = data / "hostile" / "uaf_small.pkl"
     ended = subprocess.run([sys.executable, "-c", code, hostile], capture_output=True, text=True)
     assert ended.returncode == 1 and "uaf_small.pkl: not a readable pickle" in ended.stderr

@@ -38,7 +38,7 @@ def test_published_and_measured_stand_side_by_side(small_model, davis, monkeypat
 
 def test_davis_is_measured_in_the_authors_settings(small_model, davis, monkeypatch) -> None:
     """In both modes, in percent, from the features that 896 x 896 pixels give."""
-    monkeypatch.setattr("chrono_features.evaluation.contenders.PAPER_SIDE", 32)
+    monkeypatch.setattr("chrono_features.evaluation.trackers.PAPER_SIDE", 32)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     asked, evaluate = [], verification.evaluate
 

@@ -99,7 +99,7 @@ def test_frames_are_chosen_like_a_slice(clip: Path, selection: dict, expected: r
 
 
 def test_only_frames_that_are_used_are_converted(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from chrono_features.decoding import Decoded
+    from chrono_features.video.decoding import Decoded
 
     converted = []
     original = Decoded.to_rgb

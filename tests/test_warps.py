@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from chrono_features.evaluation import heldout, warps
-from chrono_features.evaluation.data import LabelledVideo, Unusable
-from chrono_features.evaluation.heldout import HeldOut
-from chrono_features.evaluation.warps import FRAMES, PLANS, POINTS, Warps, homographies, project, render
-from chrono_features.training.data import VALIDATION_SEED, SyntheticBatches
+from chrono_features.data import photo_warps as warps
+from chrono_features.data import synthetic_clips as heldout
+from chrono_features.data.clip import LabelledVideo, Unusable
+from chrono_features.data.photo_warps import FRAMES, PLANS, POINTS, Warps, homographies, project, render
+from chrono_features.data.synthetic import load_textures, make_clip
+from chrono_features.data.synthetic_clips import HeldOut
+from chrono_features.training.batches import VALIDATION_SEED, SyntheticBatches
 from chrono_features.training.recipes import RECIPES
-from chrono_features.training.synthetic import load_textures, make_clip
 
 Image = pytest.importorskip("PIL.Image")
 SIZE = (60, 72)  # (height, width)

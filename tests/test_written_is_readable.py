@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chrono_features import ChronoBackbone
-from chrono_features.evaluation.pickled import PickledVideos
+from chrono_features.data.tapvid import PickledVideos
 from chrono_features.tracks import Tracks
 
 

@@ -15,7 +15,7 @@ def main() -> None:
     except MissingExtra as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    from .cli import app
+    from .cli.app import app
 
     app()
 

@@ -12,16 +12,17 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from . import long_video, pyramid
+from . import pyramid
+from . import streaming as long_video
 from .adapter import AttentionMixer, TemporalAdapter
 from .checks import check_choice, check_features, check_flag, check_queries, check_soft_argmax, check_video, refusal
 from .confidence import confidence_weights, with_confidence
 from .config import ChronoConfig, check_grid
-from .frames import prepare_frames
 from .neck import UpsampleNeck
 from .ops.dtypes import unit_length
 from .ops.spatial_attention import describe_spatial_attention
 from .ops.temporal_attention import check_backend
+from .preprocess import prepare_frames
 from .refine import refine_photometric
 from .stem import ConvStem, FineFeatures
 from .tracking import soft_argmax_track
@@ -204,7 +205,7 @@ class ChronoBackbone(
         max_frames_in_memory: int = 64,
         offload: str | os.PathLike[str] | None = None,
     ) -> Iterator[Tensor]:
-        """Features of a video that is read while it is processed. See `chrono_features.long_video.iter_features`."""
+        """Features of a video that is read while it is processed. See `chrono_features.streaming.iter_features`."""
         return long_video.iter_features(self, frames, grid, max_frames_in_memory, offload)
 
     def calibrate(
@@ -215,11 +216,11 @@ class ChronoBackbone(
         max_frames_in_memory: int | None = None,
         offload: str | os.PathLike[str] | None = None,
     ) -> Tensor:
-        """The adapters' statistics over a clip, for `stream`. See `chrono_features.long_video.calibrate`."""
+        """The adapters' statistics over a clip, for `stream`. See `chrono_features.streaming.calibrate`."""
         return long_video.calibrate(self, video, grid, max_frames_in_memory, offload)
 
     def stream(self, stats: Tensor | None = None, **options: Any) -> long_video.FeatureStream:
-        """Frames in, features out. See `chrono_features.long_video.FeatureStream`."""
+        """Frames in, features out. See `chrono_features.streaming.FeatureStream`."""
         return long_video.FeatureStream(self, stats, **options)
 
     @torch.no_grad()

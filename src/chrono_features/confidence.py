@@ -45,7 +45,7 @@ def confidence_weights(config: ChronoConfig, refined: bool) -> tuple[float, ...]
     if weights is None:
         raise ValueError(
             f"confidence=True for a model whose {name} is None; expected a calibrated one, see "
-            "chrono_features.evaluation.calibration"
+            "chrono_features.evaluation.fit_confidence"
         )
     return weights
 

@@ -20,9 +20,9 @@ from .checks import (
     check_tensor,
     check_video,
 )
-from .frames import cell_colours
 from .ops.dtypes import wide_dtype
 from .ops.matching import default_budget
+from .preprocess import cell_colours
 
 MOST_LABELS = 2**16 - 1  # each takes a mask of its own
 COLOUR = 0.95  # of the similarity, where colours join: of 0.8, 0.95 and 0.99 the best on synthetic clips

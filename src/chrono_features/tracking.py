@@ -8,14 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import (
-    check_features,
-    check_image_size,
-    check_queries,
-    check_soft_argmax,
-    check_tensor,
-    refusal,
-)
+from .checks import check_features, check_image_size, check_queries, check_soft_argmax, check_tensor, refusal
 from .ops.matching import Match, default_budget, match
 from .tracks import Tracks
 

@@ -19,11 +19,11 @@ from PIL import Image
 from tiny_models import tiny
 
 from chrono_features import Tracks
-from chrono_features.evaluation import readers
-from chrono_features.evaluation.contenders import baseline
+from chrono_features.data import readers
 from chrono_features.evaluation.records import SECTIONS
 from chrono_features.evaluation.run import evaluate
 from chrono_features.evaluation.store import Store
+from chrono_features.evaluation.trackers import baseline
 from chrono_features.video import write_video
 
 DATA = Path(__file__).parent.parent / "data"

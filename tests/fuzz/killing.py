@@ -19,7 +19,9 @@ from chrono_features import ChronoConfig, Tracks
 
 CHANGES = ("replace", "rename", "unlink", "remove", "rmdir", "mkdir", "link", "symlink")  # of os
 PROCESSES = multiprocessing.get_context("forkserver")  # a fork of this process would inherit its threads' locks
-PROCESSES.set_forkserver_preload(["chrono_features.cli", "chrono_features.training", "chrono_features.evaluation.run"])
+PROCESSES.set_forkserver_preload(
+    ["chrono_features.cli.app", "chrono_features.training", "chrono_features.evaluation.run"]
+)
 
 
 class Command(NamedTuple):
@@ -32,7 +34,7 @@ class Command(NamedTuple):
 
 
 def cli(*arguments: str) -> None:
-    from chrono_features.cli import app
+    from chrono_features.cli.app import app
 
     app(list(arguments), standalone_mode=False)
 

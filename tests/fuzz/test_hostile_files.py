@@ -22,9 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chrono_features import ChronoBackbone, Tracks
-from chrono_features.cli import _read_points
-from chrono_features.evaluation.data import LabelledVideo, Unusable
-from chrono_features.evaluation.readers import open_dataset
+from chrono_features.cli.app import _read_points
+from chrono_features.data.clip import LabelledVideo, Unusable
+from chrono_features.data.readers import open_dataset
 from chrono_features.pretrained import load_authors_checkpoint
 from chrono_features.video import read_video
 

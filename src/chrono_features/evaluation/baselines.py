@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..config import ChronoConfig, check_grid
 from ..extras import require
-from ..frames import PIXELS, cell_colours, prepare_frames
+from ..preprocess import PIXELS, cell_colours, prepare_frames
 from ..tracks import Tracks
 
 LK_OPTIONS: dict[str, Any] = {"winSize": (21, 21), "maxLevel": 4}

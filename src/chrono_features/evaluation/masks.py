@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data.clip import MaskedVideo
 from ..labels import propagate_labels
-from .data import MaskedVideo
-from .tapvid import ratio
+from .protocol import ratio
 
 QUERY_MARGIN = 3 / 256  # of the frame's longer side: how far from the boundary of its mask a point is queried
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .tapvid import ratio
+from .protocol import ratio
 
 
 def balanced_accuracy(

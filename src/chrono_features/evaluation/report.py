@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..data.clip import LabelledVideo
 from ..extras import require
 from ..files import write_beside
-from ..video import write_video
+from ..video.reading import write_video
 from ..viz import Canvas
 from .charts import (
     STYLE,
@@ -32,7 +33,6 @@ from .charts import (
     table,
     tag,
 )
-from .data import LabelledVideo
 from .summary import ALL
 from .tables import TITLES
 

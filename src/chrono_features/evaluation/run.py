@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from .contenders import Contender
-from .data import SIZE, Dataset, Entry, MaskedVideo, Unusable
+from ..data.clip import SIZE, Dataset, Entry, MaskedVideo, Unusable
+from .protocol import MODES, THRESHOLDS
 from .scores import MASK_MODE, Clip, mask_record, track_records
 from .store import Store
-from .tapvid import MODES, THRESHOLDS
+from .trackers import Contender
 
 PACKAGES = ("chrono-features", "torch", "timm", "numpy", "pillow", "opencv-python-headless")  # versions that matter
 

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..confidence import NEAR
+from ..data.clip import LabelledVideo, MaskedVideo
 from ..tracks import Tracks
-from .contenders import Contender
-from .data import LabelledVideo, MaskedVideo
 from .masks import mask_consistency, mask_queries, propagation_metrics
 from .metrics import average_precision, balanced_accuracy, joint_extent, pck, reliability
-from .tapvid import sample_queries, scored_frames, tapvid_metrics, track_deltas
+from .protocol import sample_queries, scored_frames, tapvid_metrics, track_deltas
+from .trackers import Contender
 
 MASK_MODE = "masks"
 MASK_POINTS = 100  # queried in the masks of a video

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from ..backbone import ChronoBackbone
-from .contenders import from_model
+from ..data.readers import open_dataset
+from .protocol import MODES
 from .published import published
-from .readers import open_dataset
 from .run import evaluate
 from .summary import ALL
-from .tapvid import MODES
+from .trackers import from_model
 
 ADAPTER_PARAMETERS = {"chrono-vits14": 16_241_280, "chrono-vitb14": 25_986_048}
 

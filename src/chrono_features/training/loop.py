@@ -19,17 +19,17 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ..adapter import AttentionMixer
 from ..backbone import ChronoBackbone
 from ..checkpoints import load_plain
+from ..data.synthetic import load_textures
 from ..extras import require
 from ..files import naming, open_regular, write_beside
 from ..ops.matching import bilinear_corners
 from ..pretrained import DINOV2_VITS
 from ..tracking import soft_argmax_track
-from .data import VALIDATION_SEED, Batch, SyntheticBatches
+from .batches import VALIDATION_SEED, Batch, SyntheticBatches
 from .losses import grid_cross_entropy, huber_loss, visibility_loss
 from .memory import check_memory
 from .progress import Show, progress
 from .recipes import RECIPES, Recipe, Stage
-from .synthetic import load_textures
 from .visibility import fit_visibility
 
 LOG_EVERY = 25  # steps

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data import Batch
+from .batches import Batch
 from .recipes import Stage
 
 PROBE_FRAMES = 2

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..config import ChronoConfig
-from .synthetic import Variety
+from ..data.synthetic import Variety
 
 
 @dataclass(frozen=True)

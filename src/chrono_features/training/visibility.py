@@ -10,7 +10,7 @@ from torch import Tensor
 from ..backbone import ChronoBackbone
 from ..confidence import fit
 from ..tracking import soft_argmax_track
-from .data import Batch
+from .batches import Batch
 from .losses import FAR_PIXELS
 from .recipes import Stage
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..decoding import open_video, video_stream
 from ..extras import require
-from ..images import frame_files
-from .data import Entry, LabelledVideo
+from ..video.decoding import open_video, video_stream
+from ..video.images import frame_files
+from .clip import Entry, LabelledVideo
 from .frames import Size, extent, files_of, labelled, read_frames, stacked
 
 

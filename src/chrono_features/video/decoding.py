@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..extras import require
 from .cropping import Crop, container_crop
 from .damage import Progress, Spoilt, ends_amid_packet
-from .extras import require
 
 PROTOCOLS = "file,crypto,data"  # a playlist, or a file in another's clothes, opens no network
 JOINED = ("hls", "mpegts")  # demuxers of what may be joined from segments

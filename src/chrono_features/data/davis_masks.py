@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..images import frame_files, natural, not_hidden
-from .data import Entry, MaskedVideo, Unusable
+from ..video.images import frame_files, natural, not_hidden
+from .clip import Entry, MaskedVideo, Unusable
 from .frames import Size, as_rgb, decoded, extent, files_of, read_frames, stacked
 
 VOID = 255  # DAVIS-2017's mark for pixels that count as nothing

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..extras import MissingExtra, how_to_install, require
+from ..files import write_beside
 from .damage import DEFAULT_FPS, Damage, counted, rate_of
 from .decoding import decode, existing, open_video, video_stream
-from .extras import MissingExtra, how_to_install, require
-from .files import write_beside
 from .images import IMAGE_SUFFIXES, frame_files, holds_images, read_frame
 
 Errors = Literal["raise", "warn"]  # of what is damaged in a file

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..images import natural, not_hidden
-from .data import Entry, LabelledVideo
+from ..video.images import natural, not_hidden
+from .clip import Entry, LabelledVideo
 from .frames import TOLERANCE, Size, as_rgb, decoded, extent, labelled, stacked
 from .unpickling import load_arrays
 

@@ -9,12 +9,12 @@ from functools import cached_property, partial
 import numpy as np
 from torch import Tensor
 
-from ..training.data import VALIDATION_SEED
-from ..training.synthetic import Clip, Variety, load_textures, make_clip
-from ..training.synthetic.textures import HELD_BACK
-from ..training.synthetic.variety import USUAL
-from .data import SIZE, Entry, LabelledVideo
-from .warps import names_and_bytes, photographs
+from ..training.batches import VALIDATION_SEED
+from .clip import SIZE, Entry, LabelledVideo
+from .photo_warps import names_and_bytes, photographs
+from .synthetic import Clip, Variety, load_textures, make_clip
+from .synthetic.textures import HELD_BACK
+from .synthetic.variety import USUAL
 
 FIRST_SEED = VALIDATION_SEED + 1000  # those before are for validation during training
 CLIPS = 36

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from .data import SIZE, Dataset
+from .clip import SIZE, Dataset
+from .davis_masks import MaskFolder
 from .frames import Size
-from .heldout import HeldOut
-from .mask_folder import MaskFolder
-from .pickled import PickledVideos
-from .points_table import PointsTable
-from .warps import Warps
+from .photo_warps import Warps
+from .points_csv import PointsTable
+from .synthetic_clips import HeldOut
+from .tapvid import PickledVideos
 
 
 class Kind(NamedTuple):

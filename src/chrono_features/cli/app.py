@@ -35,15 +35,15 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from .extras import MissingExtra
+from ..extras import MissingExtra
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from .backbone import ChronoBackbone
-    from .tracks import Tracks
-    from .video import Video
+    from ..backbone import ChronoBackbone
+    from ..tracks import Tracks
+    from ..video.reading import Video
 
 Item = TypeVar("Item")
 LONGEST_GRID = 1024  # points a side
@@ -63,7 +63,7 @@ class Commands(TyperGroup):
         except (ValueError, OSError, MissingExtra) as error:  # any other import that fails is a defect
             if ctx.params.get("traceback"):
                 raise
-            from .checks import printable
+            from ..checks import printable
 
             told = printable(" ".join(str(error).split()))
             if command := self.get_command(ctx, ctx.invoked_subcommand or ""):
@@ -104,7 +104,7 @@ def _options(
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error was raised.")] = False,
 ) -> None:
     if version:
-        from . import __version__
+        from .. import __version__
 
         print(__version__)
         raise typer.Exit
@@ -184,7 +184,7 @@ def features(
     """Compute the features of a video."""
     from safetensors.torch import save
 
-    from .files import write_beside
+    from ..files import write_beside
 
     check_output("out", out, [".safetensors"], video)
     place = pick_device(device)
@@ -223,8 +223,8 @@ def pca(
     on_damage: OnDamage = "raise",
 ) -> None:
     """Show features as colours: their first three principal components over the whole clip."""
-    from .video import VIDEO_FORMATS, write_video
-    from .viz import pca_frames, side_by_side
+    from ..video.reading import VIDEO_FORMATS, write_video
+    from ..viz import pca_frames, side_by_side
 
     check_output("out", out, VIDEO_FORMATS, video)
     place = pick_device(device)
@@ -252,7 +252,7 @@ def convert(
     check_output("OUT", out, None)
     if not checkpoint.is_file():
         raise FileNotFoundError(f"CKPT={checkpoint}: no such file; expected a checkpoint")
-    from .pretrained import load_authors_checkpoint
+    from ..pretrained import load_authors_checkpoint
 
     with _progress(f"converting {checkpoint.name}"):
         load_authors_checkpoint(checkpoint, num_heads=num_heads, grid=size).save_pretrained(out)
@@ -294,7 +294,7 @@ def train(
         "tracks": tracks,
         "force": force or None,
     }
-    from . import training
+    from .. import training
 
     training.train(
         recipe,
@@ -364,7 +364,7 @@ def evaluate(
     check_output("out", out, [".json"])
     if report is not None:
         check_output("report", report, [".html"])
-    from .evaluation import command
+    from . import evaluation as command
 
     command.main(
         data,
@@ -398,7 +398,7 @@ def calibrate(
     """Fit the confidence of a model's tracks, and save the model with it."""
     check_output("OUT", out, None)
     place = pick_device(device)
-    from .evaluation import calibration
+    from ..evaluation import fit_confidence as calibration
 
     network = _load(model, place)
     with _bar("tracking clips") as update:
@@ -429,7 +429,7 @@ def verify(
     """Fetch the authors' weights, check every key, and print published beside measured numbers."""
     if davis is not None and not davis.exists():
         raise FileNotFoundError(f"davis={davis}: no such file; expected TAP-Vid-DAVIS")
-    from . import pretrained
+    from .. import pretrained
 
     with _progress(f"verifying {name}"):
         rows = pretrained.verify(name, davis=davis)
@@ -449,7 +449,7 @@ def parse_queries(text: str) -> Callable[[tuple[int, int]], Tensor]:
     """
     import torch
 
-    from .queries import grid_queries
+    from ..queries import grid_queries
 
     if text.startswith("grid"):
         form = re.fullmatch(r"grid:(\d{1,9})(?:@(\d{1,9}))?", text)
@@ -509,7 +509,7 @@ def check_output(name: str, path: Path, suffixes: Iterable[str] | None, source: 
         FileExistsError: Something that is no file, or no folder, is in its place.
         ValueError: The suffix is another one, `path` is a folder or it is `source`.
     """
-    from .files import folder_target, regular_target
+    from ..files import folder_target, regular_target
 
     if suffixes is not None and path.suffix.lower() not in suffixes:
         raise ValueError(f"{name}={path}; expected a name that ends in {', '.join(suffixes)}")
@@ -542,9 +542,9 @@ def _track(
     min_confidence: float | None = None,
     **selection: Any,
 ) -> None:
-    from .checks import check_queries
-    from .video import VIDEO_FORMATS, write_video
-    from .viz import draw_tracks
+    from ..checks import check_queries
+    from ..video.reading import VIDEO_FORMATS, write_video
+    from ..viz import draw_tracks
 
     final = (lambda path: path) if named else _free
     if out is not None:
@@ -595,7 +595,7 @@ def _features(
 
 
 def _load(name: str, device: torch.device) -> ChronoBackbone:
-    from .backbone import ChronoBackbone
+    from ..backbone import ChronoBackbone
 
     with _progress(f"loading {name}"):
         return ChronoBackbone.from_pretrained(name).to(device).eval()
@@ -624,8 +624,8 @@ def _selection(
 
 def _read(path: Path, model: str, **selection: Any) -> Video:
     """The frames to work on, once it is clear that `model` can be loaded."""
-    from .pretrained import check_name
-    from .video import read_video
+    from ..pretrained import check_name
+    from ..video.reading import read_video
 
     check_name(model)
 

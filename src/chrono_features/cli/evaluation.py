@@ -18,15 +18,15 @@ from rich.table import Table
 
 from ..backbone import ChronoBackbone
 from ..checks import printable
+from ..data.clip import SIZE, Dataset, Entry, LabelledVideo
+from ..data.readers import KINDS, open_dataset
+from ..evaluation.protocol import check_mode
+from ..evaluation.report import write_report
+from ..evaluation.run import evaluate
+from ..evaluation.tables import result_tables
+from ..evaluation.trackers import Contender, baseline, from_model
 from ..extras import require
 from ..pretrained import check_name
-from .contenders import Contender, baseline, from_model
-from .data import SIZE, Dataset, Entry, LabelledVideo
-from .readers import KINDS, open_dataset
-from .report import write_report
-from .run import evaluate
-from .tables import result_tables
-from .tapvid import check_mode
 
 DTYPES = ("float32", "bfloat16", "float16")
 

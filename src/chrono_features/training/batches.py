@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..data.synthetic import make_clip
 from .augment import augment_colour
 from .recipes import Stage
-from .synthetic import make_clip
 
 # Clips from here on are never trained on: a generator keeps the low 32 bits of its seed, and in these every run of
 # training starts at a multiple of 2**26.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .extras import require
+from ..extras import require
 
 # The formats that are opened, by Pillow's names. Pillow alone would open any: PostScript, for one, starts Ghostscript.
 FORMATS = {

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..extras import require
-from ..images import not_hidden, open_image, to_rgb
-from ..video import iter_frames
-from .data import LabelledVideo, Unusable
+from ..video.images import not_hidden, open_image, to_rgb
+from ..video.reading import iter_frames
+from .clip import LabelledVideo, Unusable
 
 Size = tuple[int, int]  # (height, width)
 TOLERANCE = 1e-3  # of the frame's size: how far outside of it a visible point may lie, for rounding

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..backbone import ChronoBackbone
 from ..confidence import NEAR, fit, track_signals
+from ..data.clip import Dataset, Entry, LabelledVideo, Unusable
+from ..data.photo_warps import Warps
+from ..data.synthetic_clips import HeldOut
 from ..tracks import Tracks
-from .data import Dataset, Entry, LabelledVideo, Unusable
-from .heldout import HeldOut
+from .protocol import scored_frames
 from .scores import drawn_queries
-from .tapvid import scored_frames
-from .warps import Warps
 
 FIRST_CLIP = 99_000  # held-out clips from here on are for calibration, those before for evaluation
 

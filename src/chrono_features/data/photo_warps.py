@@ -21,11 +21,11 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from ..extras import require
-from ..images import IMAGE_SUFFIXES, photographs_below
-from ..training.synthetic.draws import chance, integer, log_uniform, uniform, uniforms
-from ..training.synthetic.motion import wander
-from .data import SIZE, Entry, LabelledVideo, Unusable
+from ..video.images import IMAGE_SUFFIXES, photographs_below
+from .clip import SIZE, Entry, LabelledVideo, Unusable
 from .frames import as_rgb, decoded
+from .synthetic.draws import chance, integer, log_uniform, uniform, uniforms
+from .synthetic.motion import wander
 
 FRAMES = 24
 POINTS = 64

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from ...extras import require
-from ...images import IMAGE_SUFFIXES, open_image, photographs_below, to_rgb
+from ...video.images import IMAGE_SUFFIXES, open_image, photographs_below, to_rgb
 from .draws import chance, integer, log_uniform, uniform, uniforms
 
 PHOTO_SIZE = 256
