@@ -1,23 +1,25 @@
-"""Dense video features that know about time, and point tracks from them."""
+"""Dense, temporally-aware video features, and point tracks from them."""
 
-from .adapter import TemporalAdapter
-from .backbone import ChronoBackbone
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 from .config import ChronoConfig
-from .labels import propagate_labels
-from .queries import grid_queries
-from .tracking import soft_argmax_track
-from .tracks import Tracks
-from .visibility import VisibilityHead
+from .tracking import Tracks, grid_queries, soft_argmax_track
 
 __version__ = "0.4.0"
 
-__all__ = [
-    "ChronoBackbone",
-    "ChronoConfig",
-    "TemporalAdapter",
-    "Tracks",
-    "VisibilityHead",
-    "grid_queries",
-    "propagate_labels",
-    "soft_argmax_track",
-]
+__all__ = ["ChronoBackbone", "ChronoConfig", "Tracks", "grid_queries", "soft_argmax_track"]
+
+# Names that were here until version 0.4, and where they are now
+_MOVED = {"TemporalAdapter": "adapter", "VisibilityHead": "layers", "propagate_labels": "labels"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `ChronoBackbone` when it is asked for (PEP 562): timm and huggingface_hub take longer than PyTorch."""
+    if name == "ChronoBackbone":
+        return importlib.import_module(f"{__name__}.backbone").ChronoBackbone
+    if name in _MOVED:
+        raise AttributeError(f"{name} is no longer here; expected from {__name__}.{_MOVED[name]} import {name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

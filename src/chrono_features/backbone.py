@@ -1,43 +1,37 @@
-"""`ChronoBackbone`: a ViT with temporal adapters between its blocks (Chrono, arXiv 2501.12218)."""
+"""`ChronoBackbone`: the network with all that users do with it. Features, tracks, streams, loading and saving."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from einops import rearrange
 from huggingface_hub import PyTorchModelHubMixin
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
-from . import pyramid
-from . import streaming as long_video
-from .adapter import AttentionMixer, TemporalAdapter
-from .checks import check_choice, check_features, check_flag, check_queries, check_soft_argmax, check_video, refusal
+from . import checkpoints, chunking
+from .checkpoints import Checkpoint
+from .checks import check_choice, check_features, check_flag, check_matching, check_queries, check_video
 from .confidence import confidence_weights, with_confidence
-from .config import ChronoConfig, check_grid
-from .neck import UpsampleNeck
-from .ops.dtypes import unit_length
-from .ops.spatial_attention import describe_spatial_attention
+from .config import ChronoConfig, SoftArgmax
+from .frame_store import Offload
+from .network import ChronoNetwork
 from .ops.temporal_attention import check_backend
-from .preprocess import prepare_frames
-from .refine import refine_photometric
-from .stem import ConvStem, FineFeatures
-from .tracking import soft_argmax_track
-from .tracks import Tracks
-from .visibility import VisibilityHead
-from .vit import create_vit, final_norm, first_tokens, rotary_tables, run_block
+from .refine import Refine, RefineOptions, refine_tracks
+from .streaming import FeatureStream
+from .tracking import Tracks, find_tracks
+from .vit import create_vit
+from .weights import UnwrittenWeights, checked_state
 
 
 class ChronoBackbone(
-    nn.Module,
+    ChronoNetwork,
     PyTorchModelHubMixin,
     library_name="chrono-features",
     tags=["point-tracking", "video", "feature-extraction"],
 ):
-    """Dense features that know about time: a ViT whose patch tokens pass a temporal adapter between blocks.
+    """Dense, temporally-aware video features: a ViT whose patch tokens pass a temporal adapter between blocks.
 
     Args:
         config: What to build, a `ChronoConfig` or its dictionary.
@@ -48,114 +42,13 @@ class ChronoBackbone(
         ValueError: The ViT is of a class that is not supported, or does not fit the configuration.
     """
 
-    def __init__(
-        self, config: ChronoConfig | Mapping[str, Any], pretrained_vit: bool = False, backend: str = "auto"
-    ) -> None:
-        super().__init__()
-        check_flag("pretrained_vit", pretrained_vit)
-        check_backend(backend)
-        if not isinstance(config, (ChronoConfig, Mapping)):
-            raise refusal("config", config, "a ChronoConfig or its dictionary")
-        self.config = config if isinstance(config, ChronoConfig) else ChronoConfig.from_dict(config)
-        self.vit = create_vit(self.config.vit, self.config.vit_kwargs, pretrained_vit)
-        dim, patch = self.vit.embed_dim, self.vit.patch_embed.patch_size
-        self.patch_size: tuple[int, int] = tuple(patch)
-        indices = self.config.adapter_indices(len(self.vit.blocks))
-        self.adapters = nn.ModuleDict({str(i): self._new_adapter(dim) for i in indices})
-        self.stem = self.fine = self.neck = self.project = None
-        if self.config.stem == "conv":
-            self.stem = ConvStem(dim, max(patch))
-            self.vit.patch_embed, self.vit.pos_embed = nn.Identity(), None
-        out_channels = self.config.out_channels or dim
-        if self.config.neck == "x2":
-            self.fine = FineFeatures() if self.stem is None else None
-            self.neck = UpsampleNeck(dim, out_channels)
-        elif out_channels != dim:
-            self.project = nn.Linear(dim, out_channels)
-        self.visibility_head = VisibilityHead()
-        self.grad_checkpointing = False
-        self.backend = backend
-        self.vit.requires_grad_(not self.config.freeze_vit)
-        self.eval()
-
-    def _new_adapter(self, dim: int) -> TemporalAdapter:
-        c = self.config
-        return TemporalAdapter(
-            dim, c.adapter_channels, c.adapter_heads, c.adapter_stride, c.window, mixer=c.mixer, norm=c.norm
-        )
-
-    @property
-    def device(self) -> torch.device:
-        return self.visibility_head.linear.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.visibility_head.linear.weight.dtype
-
-    def feature_shape(self, grid: tuple[int, int]) -> tuple[int, int, int]:
-        """(C, h, w) of the features of a frame at a token grid."""
-        grid = check_grid(grid)
-        times = 2 if self.neck is not None else 1
-        return self.config.out_channels or self.vit.embed_dim, times * grid[0], times * grid[1]
-
-    @property
-    def backend(self) -> str:
-        """What the adapters' attention runs on: "auto", "torch" or "triton", a fused CUDA kernel.
-
-        "auto" takes the kernel only where it was measured to win. "triton" takes it or raises, in the call, with the
-        reason. The environment variable CHRONO_FEATURES_BACKEND overrides it. `backend_info` says what is used.
-        """
-        return self._backend
-
-    @backend.setter
-    def backend(self, backend: str) -> None:
-        check_backend(backend)
-        if backend == "triton" and self.config.mixer != "attention":
-            raise ValueError(f"backend='triton' with mixer={self.config.mixer!r}; expected mixer='attention'")
-        self._backend = backend
-        for mixer in self._attention_mixers():
-            mixer.backend = backend
-
-    def backend_info(self) -> dict[str, str]:
-        """What the operations that have a choice use on the model's device and in its type, and why."""
-        mixers = self._attention_mixers()
-        temporal = mixers[0].backend_info() if mixers else "none: no adapters with attention"
-        return {"spatial attention": describe_spatial_attention(self.device), "temporal attention": temporal}
-
-    def _attention_mixers(self) -> list[AttentionMixer]:
-        return [a.mixer for a in self.adapters.values() if isinstance(a.mixer, AttentionMixer)]
-
-    def train(self, mode: bool = True) -> ChronoBackbone:
-        """Like `nn.Module.train`, but a frozen ViT stays in eval mode."""
-        super().train(mode)
-        if self.config.freeze_vit:
-            self.vit.eval()
-        return self
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trades time for memory in training: blocks and adapters are computed again in the backward pass."""
-        check_flag("enable", enable)
-        self.grad_checkpointing = enable
-
-    def compile(self, **options: Any) -> None:  # type: ignore[override]
-        """Compiles blocks and adapters one by one, in place, for any number of frames.
-
-        Blocks share one compiled function and adapters another, so this starts sooner than compiling the whole model.
-        In chunks and streams adapters run in pieces, which are not compiled.
-
-        Args:
-            options: Keyword arguments of `torch.compile`.
-        """
-        for module in (*self.vit.blocks, *self.adapters.values()):
-            module.compile(**options)
-
     def forward(
         self,
         video: Tensor,  # (B, T, 3, H, W)
         grid: tuple[int, int] | None = None,
         *,
         max_frames_in_memory: int | None = None,
-        offload: str | os.PathLike[str] | None = None,
+        offload: Offload = None,
     ) -> Tensor:
         """Computes features.
 
@@ -171,31 +64,14 @@ class ChronoBackbone(
                 or a folder for memory-mapped files, which vanish with the tensor.
 
         Returns:
-            (B, T, C, h, w), of unit length along C, h x w being the grid (twice the grid with `neck="x2"`).
+            (B, T, C, h, w), L2-normalised along C, h x w being the grid (twice the grid with `neck="x2"`).
 
         Raises:
             ValueError: The video's shape, type or values, or another argument, are not as above.
         """
         if max_frames_in_memory is None and offload is None:
-            return self._features(video, grid, self.adapters)
-        return long_video.features(self, video, grid, max_frames_in_memory, offload)
-
-    def vit_features(
-        self,
-        video: Tensor,  # (B, T, 3, H, W)
-        grid: tuple[int, int] | None = None,
-    ) -> Tensor:
-        """Like `forward` with every adapter switched off: the features that the ViT has of single frames."""
-        return self._features(video, grid, nn.ModuleDict())
-
-    def forward_pyramid(self, video: Tensor, grid: tuple[int, int] | None = None) -> list[Tensor]:
-        """Features at every stride, finest first. See `chrono_features.pyramid.forward_pyramid`."""
-        return pyramid.forward_pyramid(self, video, grid)
-
-    @property
-    def feature_info(self) -> list[dict[str, Any]]:
-        """Channels and stride of each level of `forward_pyramid`, as timm's models give them."""
-        return pyramid.feature_info(self)
+            return super().forward(video, grid)
+        return chunking.chunked_features(self, video, grid, max_frames_in_memory, offload)
 
     def iter_features(
         self,
@@ -203,25 +79,77 @@ class ChronoBackbone(
         grid: tuple[int, int] | None = None,
         *,
         max_frames_in_memory: int = 64,
-        offload: str | os.PathLike[str] | None = None,
+        offload: Offload = None,
     ) -> Iterator[Tensor]:
-        """Features of a video that is read while it is processed. See `chrono_features.streaming.iter_features`."""
-        return long_video.iter_features(self, frames, grid, max_frames_in_memory, offload)
+        """Computes the features of a video while it is read, such as `video.iter_frames` gives it.
 
-    def calibrate(
+        With `norm="clip"` nothing comes out before the last frame is read, because all frames share the norms'
+        statistics; with `norm="token"` features follow the frames.
+
+        Args:
+            frames: Frames (3, H, W), uint8 or floating 0 … 1. Read once, in order.
+            grid: Tokens per frame (rows, columns); None takes the configuration's.
+            max_frames_in_memory: Frames in the network at a time.
+            offload: Where the stream of tokens is stored: None (the model's device), "cpu", or a folder for
+                memory-mapped files.
+
+        Returns:
+            An iterator over the features of consecutive frames, (1, n, C, h, w), n <= `max_frames_in_memory`.
+
+        Raises:
+            ValueError: An argument or a frame is not as described.
+        """
+        return chunking.iter_features(self, frames, grid, max_frames_in_memory, offload)
+
+    def clip_statistics(
         self,
         video: Tensor,  # (B, T, 3, H, W)
         grid: tuple[int, int] | None = None,
         *,
         max_frames_in_memory: int | None = None,
-        offload: str | os.PathLike[str] | None = None,
+        offload: Offload = None,
     ) -> Tensor:
-        """The adapters' statistics over a clip, for `stream`. See `chrono_features.streaming.calibrate`."""
-        return long_video.calibrate(self, video, grid, max_frames_in_memory, offload)
+        """Measures the mean and variance that each adapter's norm has over a clip, for `stream`.
 
-    def stream(self, stats: Tensor | None = None, **options: Any) -> long_video.FeatureStream:
-        """Frames in, features out. See `chrono_features.streaming.FeatureStream`."""
-        return long_video.FeatureStream(self, stats, **options)
+        Args:
+            video: uint8 0 … 255 or floating 0 … 1: a clip like those to come.
+            grid, max_frames_in_memory, offload: As in `forward`.
+
+        Returns:
+            (B, adapters, 2), in float32 (float64 for a model in float64).
+
+        Raises:
+            ValueError: The model has no norm over clips (`norm="token"`), or an argument is not as above.
+        """
+        return chunking.clip_statistics(self, video, grid, max_frames_in_memory, offload)
+
+    def calibrate(self, *_: Any, **__: Any) -> Tensor:
+        """Renamed to `clip_statistics`."""
+        raise AttributeError("calibrate is called clip_statistics since version 0.5: model.clip_statistics(video)")
+
+    def stream(
+        self,
+        stats: Tensor | None = None,  # (B or 1, adapters, 2)
+        *,
+        grid: tuple[int, int] | None = None,
+        causal: bool = False,
+        force: bool = False,
+    ) -> FeatureStream:
+        """Starts a stream: frames in, features out, as they come.
+
+        Args:
+            stats: What `clip_statistics` returned for a clip like those to come; needed with `norm="clip"`.
+            grid: Tokens per frame (rows, columns); None takes the configuration's.
+            causal: Whether to answer at once, without future frames. Exact for models trained so (`window=(n, 0)`).
+            force: Whether to do so with other models too, whose weights have never seen it.
+
+        Returns:
+            A `FeatureStream`: call it with frames (B, n, 3, H, W), and `flush()` at the end.
+
+        Raises:
+            ValueError: `stats` are missing, too many or misshapen, or `causal` is refused.
+        """
+        return FeatureStream(self, stats, grid=grid, causal=causal, force=force)
 
     @torch.no_grad()
     def track(
@@ -230,32 +158,36 @@ class ChronoBackbone(
         queries: Tensor,  # (B, N, 3) (t, x, y)
         grid: tuple[int, int] | None = None,
         *,
-        features: Tensor | None = None,
-        refine: str | None = None,
+        features: Tensor | None = None,  # (B, T, C, h, w)
+        refine: Refine = None,
         confidence: bool = False,
+        temperature: float | None = None,
+        radius: float | None = None,
+        visible_threshold: float | None = None,
+        correlation_dtype: torch.dtype = torch.float32,
+        memory_budget: int | None = None,
         max_frames_in_memory: int | None = None,
-        offload: str | os.PathLike[str] | None = None,
-        **options: Any,
+        offload: Offload = None,
     ) -> Tracks:
         """Tracks points through a video, without gradients.
 
         Args:
-            video: See `forward`.
-            queries: A whole frame index, and x, y in pixels of `video`, for each point.
-            grid, max_frames_in_memory, offload: See `forward`; without meaning where `features` are given.
-            features: Features of `video`, where there are some already.
-            confidence: Whether to tell how sure each position is, see `chrono_features.confidence`; `visible` then
-                follows from it. Needs a calibrated model.
-            refine: "photometric" aligns positions with the pixels, see `chrono_features.refine`; None does not, and
+            video: uint8 0 … 255 or floating 0 … 1; any H, W.
+            queries: An integer frame index, and x, y in pixels of `video`, for each point.
+            grid, max_frames_in_memory, offload: As in `forward`; unused where `features` are given.
+            features: Precomputed features of `video`; computed if None.
+            refine: "photometric" aligns positions with the pixels, see `chrono_features.refine`. None does not, and
                 pulls positions near the border of the image inwards by up to half a cell.
-            options: Further keyword arguments of `soft_argmax_track`. Temperature, radius and `visible_threshold` come
-                from the configuration otherwise.
+            confidence: Whether to tell how sure each position is, see `chrono_features.confidence`; `visible` then
+                follows from it. Needs a model whose confidence was fitted.
+            temperature, radius, visible_threshold: As in `soft_argmax_track`; None takes the configuration's.
+            correlation_dtype, memory_budget: As in `soft_argmax_track`.
 
         Returns:
             `Tracks` in pixels of `video`.
 
         Raises:
-            ValueError: An argument is not as above, or the model is not calibrated for a confidence.
+            ValueError: An argument is not as above, or the model's confidence was not fitted.
         """
         check_video(video)
         check_choice("refine", refine, (None, "photometric"))
@@ -263,119 +195,164 @@ class ChronoBackbone(
         image_size = (video.shape[-2], video.shape[-1])
         queries = check_queries(queries, video.shape[0], video.shape[1], image_size).to(self.device)
         c = self.config
+        soft_argmax = SoftArgmax(
+            c.temperature if temperature is None else temperature,
+            c.radius if radius is None else radius,
+        )
+        if visible_threshold is None:
+            visible_threshold = c.visible_threshold if refine is None else c.refined_visible_threshold
+        check_matching(self.visibility_head, visible_threshold, correlation_dtype, memory_budget)
         weights = confidence_weights(c, refine is not None) if confidence else ()
-        defaults = {
-            "temperature": c.temperature,
-            "radius": c.radius,
-            "visibility_head": self.visibility_head,
-            "visible_threshold": c.visible_threshold if refine is None else c.refined_visible_threshold,
-        }
-        options = {**defaults, **options}
-        temperature, radius = check_soft_argmax(**options)
         if features is not None:
             check_features(features, video)
         else:
             features = self(video, grid, max_frames_in_memory=max_frames_in_memory, offload=offload)
-        tracks = soft_argmax_track(features, queries, image_size, **options)
+        tracks = find_tracks(
+            features,
+            queries,
+            image_size,
+            soft_argmax,
+            visibility_head=self.visibility_head,
+            visible_threshold=visible_threshold,
+            correlation_dtype=correlation_dtype,
+            memory_budget=memory_budget,
+        )
         if refine is not None:
-            tracks = refine_photometric(video, features, queries, tracks, temperature=temperature, radius=radius)
+            tracks = refine_tracks(video, features, queries, tracks, soft_argmax, RefineOptions())
         if confidence:
-            threshold = options["visible_threshold"]
-            disc = {"temperature": temperature, "radius": radius}
-            tracks = with_confidence(tracks, features, queries, image_size, weights, threshold, **disc)
+            tracks = with_confidence(tracks, features, queries, image_size, weights, visible_threshold, soft_argmax)
         return tracks
 
     @classmethod
-    def from_pretrained(cls, name: str, *, backend: str = "auto", **options: Any) -> ChronoBackbone:  # type: ignore[override]
-        """Loads a model by name. See `chrono_features.pretrained.load`, which says what `name` and `options` may be."""
-        from .pretrained import load
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        backend: str = "auto",
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        num_heads: int | None = None,
+        **config_overrides: Any,
+    ) -> ChronoBackbone:
+        """Loads a model, in eval mode, on the CPU, in float32.
 
+        Args:
+            name: "chrono-tiny" (bundled); "chrono-vits14" or "chrono-vitb14" (the authors', fetched once);
+                "dinov2-vits14" or "dinov2-vitb14" (no adapters unless `adapter_blocks` says so); a folder that
+                `save_pretrained` wrote; an authors' `.ckpt`; or a hub id "user/model". Built-in names come first.
+            backend: What the adapters' attention runs on, see `ChronoBackbone.backend`.
+            revision, cache_dir, token, force_download, local_files_only: As in huggingface_hub, for hub ids and the
+                authors' weights. What timm fetches follows the environment (HF_HOME, HF_HUB_OFFLINE).
+            num_heads: Attention heads of the ViT of a `.ckpt`; None means width / 64.
+            config_overrides: Fields of `ChronoConfig` to change.
+
+        Raises:
+            ValueError: Unknown name or config key, or weights that do not fit; the message names the keys.
+            OSError: Weights are missing and cannot be fetched; the message says how to supply them.
+        """
         check_backend(backend)
-        model = load(name, **options)
+        checkpoint = checkpoints.load(
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            num_heads=num_heads,
+            **config_overrides,
+        )
+        model = cls.from_checkpoint(checkpoint)
         model.backend = backend
         return model
 
-    def save_pretrained(self, save_directory: Any, *, adapters_only: bool = False, **options: Any) -> str | None:  # type: ignore[override]
-        """Writes config.json and model.safetensors. See `chrono_features.pretrained.save`."""
-        from .pretrained import save
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> ChronoBackbone:
+        """Builds a model with the weights of a checkpoint; sizes are compared before any memory is taken.
 
-        return save(self, save_directory, adapters_only=adapters_only, **options)
+        Raises:
+            ValueError: No model can be built, or the weights do not fit; the message names the keys.
+            OSError: The ViT's weights are left to timm, which cannot fetch them.
+        """
+        config, state, source, vit_from_timm = checkpoint
+        if state is None:
+            return cls._with_timm_weights(config)
+        plan = cls._on_meta(config, source)
+        if vit_from_timm:
+            expected = {key: value for key, value in plan.state_dict().items() if not key.startswith("vit.")}
+            state = checked_state(expected, state, source)
+            _check_vit_size(plan, source)
+            model = cls._with_timm_weights(config)
+            model.load_state_dict(state, strict=False)  # what else it has is the ViT
+            return model
+        state = checked_state(plan.state_dict(), state, source)
+        plan.load_state_dict(state, assign=True)
+        if not any(tensor.is_meta for tensor in plan.buffers()):
+            return plan
+        model = cls(config)  # rotary tables are computed, not stored
+        model.load_state_dict(state)
+        return model
 
-    def _features(self, video: Tensor, grid: tuple[int, int] | None, adapters: nn.ModuleDict) -> Tensor:
-        return self.read_out(*self.encode(video, grid, adapters))
+    @classmethod
+    def _on_meta(cls, config: ChronoConfig, source: str) -> ChronoBackbone:
+        """A model without memory, which has names, shapes and types."""
+        try:
+            with torch.device("meta"), UnwrittenWeights():
+                return cls(config)
+        except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:  # sizes that no tensor can have
+            raise ValueError(f"{source}: no model can have this configuration ({error})") from error
 
-    def encode(
-        self, video: Tensor, grid: tuple[int, int] | None, adapters: nn.ModuleDict
-    ) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
-        """What `read_out` takes: what the last block returns, (B, T, tokens, C), fine features, and the grid."""
-        check_video(video, self.device)
-        grid = self.config.grid if grid is None else check_grid(grid)
-        x, fine = self.embed(video, grid)
-        for i, rope in enumerate(rotary_tables(self.vit, grid)):
-            x = self.run_block(i, x, rope)
-            if (name := str(i)) in adapters:
-                x = self.with_patches(x, self._run(adapters[name], self.patches(x, grid)))
-        return x, fine, grid
+    @classmethod
+    def _with_timm_weights(cls, config: ChronoConfig) -> ChronoBackbone:
+        try:
+            return cls(config, pretrained_vit=True)
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"the weights of {config.vit} are missing: model.safetensors of the hub repository timm/{config.vit} "
+                f"could not be fetched ({type(error).__name__}). Download it where there is a network "
+                f"(hf download timm/{config.vit}) and copy the Hugging Face cache, or name the file: "
+                "vit_kwargs={'pretrained_cfg_overlay': {'file': 'path/to/model.safetensors'}}"
+            ) from error
 
-    def run_block(
+    def save_pretrained(  # type: ignore[override]
         self,
-        index: int,
-        x: Tensor,  # (B, T, tokens, C)
-        rope: Mapping[str, Tensor],
-    ) -> Tensor:
-        """One block of the ViT on every frame."""
-        return self._run(run_block, self.vit.blocks[index], x.flatten(0, 1), **rope).unflatten(0, x.shape[:2])
+        save_directory: str | os.PathLike[str],
+        *,
+        adapters_only: bool = False,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        config: Any = None,
+        model_card_kwargs: Any = None,
+        **push_options: Any,
+    ) -> str | None:
+        """Writes config.json, model.safetensors and a model card; an old folder survives a failure.
 
-    def patches(
-        self,
-        x: Tensor,  # (B, T, tokens, C)
-        grid: tuple[int, int],
-    ) -> Tensor:
-        """A view of the patch tokens, (B, T, h, w, C), without class and register tokens."""
-        return x[:, :, self.vit.num_prefix_tokens :].unflatten(2, grid)
+        Args:
+            save_directory: Where; other files in it are kept.
+            adapters_only: Store what was trained and the name of the ViT, whose weights timm then supplies on loading.
+            push_to_hub, repo_id, push_options: As in huggingface_hub.
+            config, model_card_kwargs: Unused: huggingface_hub passes them; the model's own configuration is saved.
 
-    def with_patches(
-        self,
-        x: Tensor,  # (B, T, tokens, C)
-        patches: Tensor,  # (B, T, h, w, C)
-    ) -> Tensor:
-        """`x` with other patch tokens; class and register tokens pass by."""
-        prefix, patches = self.vit.num_prefix_tokens, patches.flatten(2, 3)
-        return torch.cat([x[:, :, :prefix], patches], dim=2) if prefix else patches
+        Returns:
+            The address of the commit with `push_to_hub`, else None.
 
-    def read_out(
-        self,
-        x: Tensor,  # (B, T, tokens, C)
-        fine: Tensor | None,  # (B, T, 64, H / 4, W / 4)
-        grid: tuple[int, int],
-    ) -> Tensor:
-        """The features of what the last block returns, (B, T, C, h, w)."""
-        x = final_norm(self.vit)(self.patches(x, grid))
-        if self.neck is not None and fine is not None:
-            tokens = rearrange(x, "b t h w c -> (b t) c h w")
-            x = self.neck(tokens, fine.flatten(0, 1)).unflatten(0, x.shape[:2])
-        else:
-            x = rearrange(x if self.project is None else self.project(x), "b t h w c -> b t c h w")
-        return unit_length(x)
+        Raises:
+            ValueError: `adapters_only` for a model whose ViT was trained, or weights that could not be loaded again.
+            OSError: There is no space, or the like.
+        """
+        check_flag("adapters_only", adapters_only)
+        check_flag("push_to_hub", push_to_hub)
+        checkpoints.save(self.config, self.state_dict(), save_directory, adapters_only=adapters_only)
+        return checkpoints.push(save_directory, repo_id, **push_options) if push_to_hub else None
 
-    def embed(
-        self,
-        video: Tensor,  # (B, T, 3, H, W)
-        grid: tuple[int, int],
-    ) -> tuple[Tensor, Tensor | None]:
-        """What the first block gets, (B, T, tokens, C), and fine features for a neck, (B, T, 64, H / 4, W / 4)."""
-        frames = prepare_frames(video.flatten(0, 1), self.config, self.patch_size, grid, self.dtype)
-        if self.stem is not None:
-            x, fine = self.stem(frames)
-            x = rearrange(x, "n c h w -> n (h w) c")
-        else:
-            x = self.vit.patch_embed(frames).flatten(1, 2)
-            fine = None if self.fine is None else self.fine(frames)
-        x = first_tokens(self.vit, x, grid, self.config.pos_embed_resize).unflatten(0, video.shape[:2])
-        return x, None if fine is None or self.neck is None else fine.unflatten(0, video.shape[:2])
 
-    def _run(self, function: Callable[..., Tensor], *inputs: Any, **options: Any) -> Tensor:
-        # timm's own checkpointing lives in a method that walking the blocks bypasses.
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(function, *inputs, use_reentrant=False, **options)
-        return function(*inputs, **options)
+def _check_vit_size(plan: ChronoNetwork, source: str) -> None:
+    """ValueError where a file's vit_kwargs would make timm's ViT much larger than it is."""
+    config = plan.config
+    with torch.device("meta"):
+        usual = create_vit(config.vit, {}, pretrained=False)
+    size, usual_size = (sum(p.numel() for p in vit.parameters()) for vit in (plan.vit, usual))
+    if size > 2 * usual_size:  # a table of positions may be larger
+        raise ValueError(f"{source}: vit_kwargs make {config.vit} of {size} parameters; expected about {usual_size}")

@@ -1,52 +1,114 @@
-"""A model's folder, config.json and model.safetensors, read as what a stranger may have written.
+"""Names to checkpoints, a configuration and weights; and saving.
 
-The configuration stands in the header of model.safetensors too. Both it and the weights are taken from that one file,
-so that a model that is saved meanwhile is read as it was before or as it is now, never as a mixture.
+A model's folder holds config.json and model.safetensors. The configuration stands in the header of model.safetensors
+too, and both it and the weights are taken from that one file, so that a model that is saved meanwhile is read as it was
+before or as it is now, never as a mixture. Folders are read as what a stranger may have written.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
-import pickletools
-import re
-import zipfile
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from safetensors import safe_open
+from filelock import FileLock
+from huggingface_hub import HfApi, constants, hf_hub_download
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from .backbone import ChronoBackbone
-from .config import ChronoConfig, distinct
-from .files import STAGING, open_regular
+from .authors import AUTHORS_FILES, by_hand, download, read_authors
+from .checks import check_flag, check_path, is_folder, refusal
+from .config import WEIGHT_SOURCES, ChronoConfig, distinct
+from .files import STAGING, open_regular, write_folder
+from .weights import check_savable
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 ADAPTERS_ONLY = "adapters"  # value of the metadata key "contents"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_HEADER_BYTES = 100_000_000  # that safetensors allows
-INITIALISING = frozenset({"add_", "clamp_", "erfinv_", "fill_", "mul_", "normal_", "uniform_", "zero_"})
-MAX_NESTING = 100
-NESTING = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET", "REDUCE", "NEWOBJ"})  # what can be hashed
-# Constructors that PyTorch allows, of any size: their memory is not in the file, nor set to anything.
-ALLOCATING = re.compile(r"(__builtin__|builtins) bytearray|torch \w*Tensor|torch(\.storage)? UntypedStorage")
-WEIGHT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_TYPES = "float64, float32, float16 or bfloat16"
+BUNDLED = Path(__file__).parent / "assets" / "chrono-tiny"
+DINOV2_VITS = {
+    "dinov2-vits14": "vit_small_patch14_dinov2.lvd142m",
+    "dinov2-vitb14": "vit_base_patch14_dinov2.lvd142m",
+}
+NAMES = ("chrono-tiny", *AUTHORS_FILES, *DINOV2_VITS)
 
 
 class Checkpoint(NamedTuple):
-    """What a folder holds."""
+    """What a model is built from."""
 
     config: ChronoConfig
-    state: dict[str, Tensor]
-    adapters_only: bool
+    state: dict[str, Tensor] | None  # None: nothing but the ViT was trained
+    source: str  # where it comes from, for messages
+    vit_from_timm: bool = False  # whether timm supplies the ViT's weights
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
+def load(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+    num_heads: int | None = None,
+    **config_overrides: Any,
+) -> Checkpoint:
+    """Finds a model by name and reads it.
+
+    Args:
+        name: See `ChronoBackbone.from_pretrained`.
+        revision, cache_dir, token, force_download, local_files_only: As in huggingface_hub.
+        num_heads: Attention heads of the ViT of an authors' `.ckpt`.
+        config_overrides: Fields of `ChronoConfig` to change.
+
+    Raises:
+        ValueError: Unknown name or config key, or a broken file.
+        OSError: Files are missing and cannot be fetched; the message says how to supply them.
+    """
+    hub: dict[str, Any] = {
+        "cache_dir": cache_dir,
+        "force_download": force_download,
+        "local_files_only": local_files_only,
+    }
+    check_name(name)
+    name = os.fspath(name)
+    check_flag("force_download", force_download)
+    check_flag("local_files_only", local_files_only)
+    is_authors = name not in NAMES and not is_folder(Path(name)) and Path(name).suffix == ".ckpt"
+    if num_heads is not None and not is_authors:
+        raise refusal("num_heads", num_heads, "None, but for an authors' .ckpt")
+    if name == "chrono-tiny":
+        found = read_folder(BUNDLED)
+    elif name in AUTHORS_FILES:
+        found = read_folder(_fetch_authors(name, **hub))
+    elif name in DINOV2_VITS:
+        config = ChronoConfig(vit=DINOV2_VITS[name], adapter_blocks="none", pos_embed_resize="dinov2")
+        found = Checkpoint(config, None, name, vit_from_timm=True)
+    elif is_folder(Path(name)):
+        found = read_folder(Path(name))
+    elif is_authors:
+        found = Checkpoint(*read_authors(name, num_heads), source=name)
+    else:
+        found = read_folder(_fetch_hub(name, revision=revision, token=token, **hub))
+    return found._replace(config=found.config.replace(**config_overrides))
+
+
+def check_name(name: Any) -> None:
+    """Raises ValueError, naming the known ones, if `name` cannot be a model's."""
+    expected = f"one of {', '.join(NAMES)}, a folder, a .ckpt file, or a hub id user/model"
+    path = check_path("name", name, expected)
+    name = os.fspath(name)
+    hub_id = name.count("/") == 1 and all(name.split("/")) and not name.startswith(".")
+    if not (name in NAMES or hub_id or path.suffix == ".ckpt" or is_folder(path)):
+        raise refusal("name", name, expected)
+
+
+def read_folder(folder: Path) -> Checkpoint:
     """Reads a folder that `save_pretrained` wrote.
 
     Raises:
@@ -87,7 +149,7 @@ def _read(folder: Path) -> Checkpoint:
                 "Override it in from_pretrained, and save the model to keep that"
             )
         config = own
-    return Checkpoint(config, state, about.get("contents") == ADAPTERS_ONLY)
+    return Checkpoint(config, state, str(folder), about.get("contents") == ADAPTERS_ONLY)
 
 
 def _check_header(path: Path) -> None:
@@ -105,111 +167,115 @@ def read_config(path: Path) -> ChronoConfig:
     return _parsed(path.read_bytes(), path)
 
 
-def build(checkpoint: Checkpoint, source: str) -> ChronoBackbone:
-    """The model of a configuration with these weights, whose sizes are compared before any is allocated.
+def save(
+    config: ChronoConfig,
+    state: Mapping[str, Tensor],
+    folder: str | os.PathLike[str],
+    *,
+    adapters_only: bool = False,
+) -> None:
+    """Writes `config.json`, `model.safetensors` and a model card; an old folder survives a failure.
+
+    Args:
+        config, state: What to save.
+        folder: Where; other files in it are kept.
+        adapters_only: Store what was trained and the name of the ViT, whose weights timm then supplies on loading.
 
     Raises:
-        ValueError: No model can be built, or the weights do not fit; the message names the keys.
+        ValueError: `adapters_only` for a model whose ViT was trained, or weights that could not be loaded again.
     """
-    model = on_meta(checkpoint.config, source)
-    state = checked_state(model.state_dict(), checkpoint.state, source)
-    model.load_state_dict(state, assign=True)
-    if any(tensor.is_meta for tensor in model.buffers()):  # rotary tables: they are computed, not stored
-        model = ChronoBackbone(checkpoint.config)
-        model.load_state_dict(state)
-    return model
+    check_path("folder", folder)
+    if adapters_only and not (config.freeze_vit and config.stem == "patch"):
+        raise ValueError("adapters_only=True with a ViT that is trained too; expected freeze_vit=True and stem='patch'")
+    if adapters_only and (sources := sorted(WEIGHT_SOURCES & config.vit_kwargs.keys())):
+        named = ", ".join(sources)
+        raise ValueError(f"adapters_only=True with {named} in vit_kwargs, which no file may name; expected False")
+    folder, text = Path(folder), config.to_json()
+    metadata = {"format": "pt", "contents": ADAPTERS_ONLY if adapters_only else "all", "config": text}
+    state = {k: v.contiguous() for k, v in state.items() if not (adapters_only and k.startswith("vit."))}
+    check_savable(state)
+    files = [WEIGHTS_FILE, CONFIG_FILE]  # readers find the configuration of new weights even before it is in its place
+    if not os.path.lexists(folder / "README.md"):
+        files.append("README.md")
+    with write_folder(folder, files) as new:
+        (new / CONFIG_FILE).write_text(text, encoding="utf-8")
+        if "README.md" in files:
+            (new / "README.md").write_text(_MODEL_CARD, encoding="utf-8")
+        _save_tensors(state, new / WEIGHTS_FILE, metadata, folder / WEIGHTS_FILE)
+        shutil.copymode(new / CONFIG_FILE, new / WEIGHTS_FILE)
 
 
-def on_meta(config: ChronoConfig, source: str) -> ChronoBackbone:
-    """A model without memory, which has names, shapes and types; ValueError where the configuration allows none."""
+def push(
+    folder: str | os.PathLike[str],
+    repo_id: str | None,
+    *,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    branch: str | None = None,
+    **options: Any,
+) -> str:
+    """Uploads what `save` wrote, as huggingface_hub does; returns the address of the commit."""
+    folder = Path(folder)
+    api = HfApi(token=token)
+    repo = api.create_repo(repo_id or folder.name, private=private, exist_ok=True).repo_id
+    if branch is not None:
+        api.create_branch(repo_id=repo, branch=branch, exist_ok=True)
+    files = [CONFIG_FILE, WEIGHTS_FILE, "README.md"]
+    return api.upload_folder(repo_id=repo, folder_path=folder, revision=branch, allow_patterns=files, **options)
+
+
+def _save_tensors(state: dict[str, Tensor], path: Path, metadata: dict[str, str], target: Path) -> None:
     try:
-        with torch.device("meta"), _Unwritten():
-            return ChronoBackbone(config)
-    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:  # sizes that no tensor can have
-        raise ValueError(f"{source}: no model can have this configuration ({error})") from error
+        save_file(state, path, metadata)
+    except SafetensorError as error:  # a full disk, too
+        raise OSError(f"{target} could not be written: {error}") from error
 
 
-class _Unwritten(TorchFunctionMode):
-    """Skips what initialises tensors: where they have no memory it does nothing, and takes longer than all the rest."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(function, "__name__", "") in INITIALISING and args and args[0].is_meta:
-            return args[0]
-        return function(*args, **(kwargs or {}))
-
-
-def checked_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Copies of the weights in the model's types; ValueError unless they are its weights and finite."""
-    shared = expected.keys() & state.keys()
-    problems = {
-        "missing keys": sorted(expected.keys() - state.keys()),
-        "unexpected keys": sorted(map(str, state.keys() - expected.keys())),
-        "misshapen keys": [
-            f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-            for key, value in expected.items()
-            if key in shared and state[key].shape != value.shape
-        ],
-        "keys that are not dense floating-point tensors": [
-            f"{key} {state[key].dtype}" for key in sorted(shared) if not is_dense(state[key])
-        ],
-    }
-    if not any(problems.values()):
-        copies = {key: state[key].to(value.dtype, copy=True).contiguous() for key, value in expected.items()}
-        problems["keys with NaN or infinite values"] = [key for key, value in copies.items() if not _is_finite(value)]
-    if any(problems.values()):
-        told = "; ".join(f"{len(keys)} {what}: {_shorten(keys)}" for what, keys in problems.items() if keys)
-        raise ValueError(f"{source} does not fit the model: {told}")
-    return copies
-
-
-def load_plain(path: Path) -> Any:
-    """What `torch.save` wrote, if it is tensors and plain values.
-
-    Raises:
-        ValueError: It is damaged, or holds anything else.
-    """
+def _fetch_hub(name: str, **options: Any) -> Path:
     try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("expected what torch.save writes since PyTorch 1.6")
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ValueError("it is compressed, which torch.save never does")
-        _check_pickle(torch._C.PyTorchFileReader(os.fspath(path)).get_record("data.pkl"))
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is no checkpoint, or holds more than tensors and plain values: not loaded") from error
-    except Exception as error:  # a damaged file raises anything
-        raise ValueError(f"{path} is not a whole checkpoint: {error}") from error
+        paths = [hf_hub_download(name, file, **options) for file in (CONFIG_FILE, WEIGHTS_FILE)]
+    except (OSError, ValueError, RuntimeError) as error:
+        raise OSError(
+            f"{CONFIG_FILE} and {WEIGHTS_FILE} of the hub repository {name} could not be fetched "
+            f"({type(error).__name__}). Is the name right? Built-in names are {', '.join(NAMES)}. Without a network, "
+            "download the two files elsewhere and name their folder"
+        ) from error
+    return Path(paths[0]).parent
 
 
-def _check_pickle(data: bytes) -> None:
-    """ValueError where values are nested so deeply that hashing them, as a key, overflows the C stack.
+def _fetch_authors(
+    name: str,
+    cache_dir: str | os.PathLike[str] | None,
+    force_download: bool,
+    local_files_only: bool,
+) -> Path:
+    """The folder of an authors' model in the Hugging Face cache, converted on first use."""
+    cache = Path(cache_dir or constants.HF_HUB_CACHE) / "chrono-features"
+    folder = cache / name
+    if _is_complete(folder) and not force_download:
+        return folder
+    otherwise = by_hand(name, folder)
+    cache.mkdir(parents=True, exist_ok=True)
+    if local_files_only or constants.HF_HUB_OFFLINE:
+        raise FileNotFoundError(f"{otherwise} (not fetched: offline mode)")
+    with FileLock(cache / f"{name}.lock"):
+        if _is_complete(folder) and not force_download:
+            return folder  # another process was faster
+        temporary = cache / f"{name}.download"  # under the lock: what is in it a killed process has left
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            target = temporary / f"{name}.ckpt"
+            download(name, target, otherwise)
+            save(*read_authors(target), folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
 
-    Nor may the pickle make memory of its own.
-    """
-    stack: list[int] = []  # of depths in the place of values
-    marks: list[int] = []
-    memo: dict[int, int] = {}
-    argument: Any
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name == "GLOBAL" and ALLOCATING.fullmatch(argument):
-            raise ValueError(f"it wants {argument}, which makes what the file does not hold")
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            memo[len(memo) if argument is None else argument] = stack[-1]
-        elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif opcode.name == "MARK":
-            marks.append(len(stack))
-        else:
-            taken = opcode.stack_before
-            if pickletools.markobject in taken:
-                start = marks.pop() - taken.index(pickletools.markobject)
-            else:
-                start = len(stack) - len(taken)
-            deepest = max(stack[start:], default=0) + (opcode.name in NESTING)
-            if start < 0 or deepest > MAX_NESTING:
-                raise ValueError(f"it is damaged, or nested deeper than {MAX_NESTING}")
-            stack[start:] = [deepest] * len(opcode.stack_after)
+
+def _is_complete(folder: Path) -> bool:
+    """Whether both files are there: a process may have been killed between the two."""
+    return (folder / WEIGHTS_FILE).is_file() and (folder / CONFIG_FILE).is_file()
 
 
 def _parsed(text: str | bytes, source: Path) -> ChronoConfig:
@@ -234,27 +300,15 @@ def _identities(folder: Path) -> list[tuple[int, int, int]]:
     return [(file.st_ino, file.st_mtime_ns, file.st_size) for file in files]
 
 
-def is_dense(value: object) -> bool:
-    """Whether it is a tensor that weights can be: dense, floating-point, in memory."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
-        return False
-    if value.is_meta or value.is_nested:
-        return False
-    return value.dtype in WEIGHT_TYPES
+_MODEL_CARD = """---
+library_name: chrono-features
+tags: [point-tracking, video, feature-extraction]
+---
+Dense video features that know about time, for the Python library chrono-features. Install it from a clone of its
+repository; the package called `chrono-features` on PyPI is another project:
 
+    pip install .
 
-def check_savable(state: Mapping[str, Tensor]) -> None:
-    """ValueError unless `checked_state` will take these weights back."""
-    for key, value in state.items():
-        if not is_dense(value):
-            raise ValueError(f"model holds {key} of {value.dtype} on {value.device}; expected dense {_TYPES} in memory")
-        if not _is_finite(value):
-            raise ValueError(f"model holds NaN or infinity in {key}; expected finite weights")
-
-
-def _is_finite(value: Tensor) -> bool:
-    return bool(value.sum().isfinite()) or bool(value.isfinite().all())  # the sum is faster, but may overflow
-
-
-def _shorten(keys: Sequence[str], limit: int = 6) -> str:
-    return ", ".join(keys[:limit]) + (", …" if len(keys) > limit else "")
+    from chrono_features import ChronoBackbone
+    model = ChronoBackbone.from_pretrained("this folder or repository")
+"""

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ops.dtypes import HALF
+from .dtypes import HALF_PRECISION
 
 VALUE_RANGE = (-0.0501, 1.0501)  # resizing overshoots [0, 1] a little: 0.05, and rounding
-FLOATING = (torch.float32, torch.float64, *HALF)
+FLOATING = (torch.float32, torch.float64, *HALF_PRECISION)
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32)
 LARGEST = 3.4e38  # that float32 holds
 LARGEST_WHOLE = 2**24  # up to which float32, in which frames and pixels are counted, leaves out no integer
@@ -112,25 +112,21 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def check_soft_argmax(
-    temperature: Any = 20.0,
-    radius: Any = 5.0,
-    visibility_head: Any = None,
-    correlation_dtype: Any = torch.float32,
-    memory_budget: Any = None,
-    visible_threshold: Any = 0.5,
-) -> tuple[float, float]:
-    """Temperature and radius as floats; ValueError unless all options are as `soft_argmax_track` takes them."""
+def check_matching(
+    visibility_head: Any,
+    visible_threshold: Any,
+    correlation_dtype: Any,
+    memory_budget: Any,
+) -> None:
+    """ValueError unless these are as `soft_argmax_track` takes them."""
     if visibility_head is not None and not callable(visibility_head):
-        raise refusal(
-            "visibility_head", visibility_head, "None or a module that maps (..., 3) statistics to two logits"
-        )
+        expected = "None or a module that maps (..., 3) statistics to two logits"
+        raise refusal("visibility_head", visibility_head, expected)
+    check_probability("visible_threshold", visible_threshold)
     if not isinstance(correlation_dtype, torch.dtype) or correlation_dtype not in FLOATING:
         raise refusal("correlation_dtype", correlation_dtype, f"one of {', '.join(map(str, FLOATING))}")
     if memory_budget is not None and not is_integer(memory_budget, 1):
         raise refusal("memory_budget", memory_budget, "None or a positive integer of bytes")
-    check_probability("visible_threshold", visible_threshold)
-    return check_number("temperature", temperature), check_number("radius", radius)
 
 
 def check_tensor(
@@ -192,7 +188,7 @@ def check_queries(
         queries = queries.expand(batch, -1, -1)  # one set for all videos, as `grid_queries` gives it
     if queries.ndim != 3 or queries.shape[0] != batch or queries.shape[-1] != 3:
         raise ValueError(f"queries of shape {tuple(queries.shape)}; expected (B, N, 3) as (t, x, y) with B={batch}")
-    if not queries.is_floating_point() or queries.dtype in HALF:
+    if not queries.is_floating_point() or queries.dtype in HALF_PRECISION:
         queries = queries.float()  # bfloat16 cannot count past 256
     if torch.compiler.is_compiling() or not queries.numel():
         return queries

@@ -18,16 +18,15 @@ from .checks import (
     check_finite,
     check_image_size,
     check_queries,
-    check_soft_argmax,
     check_tensor,
     check_tracks,
     is_number,
     refusal,
 )
-from .config import ChronoConfig
-from .ops.dtypes import wide_dtype
+from .config import ChronoConfig, SoftArgmax
+from .dtypes import wide_dtype
 from .ops.matching import default_budget, match, sample_features
-from .tracks import Tracks
+from .tracking import Tracks
 
 SIGNALS = ("similarity", "margin", "entropy", "cycle error")  # and "correlation" for refined tracks
 NEAR = 4.0  # pixels at 256 x 256
@@ -50,14 +49,15 @@ def confidence_weights(config: ChronoConfig, refined: bool) -> tuple[float, ...]
     return weights
 
 
+@torch.no_grad()
 def with_confidence(
     tracks: Tracks,
     features: Tensor,  # (B, T, C, h, w)
     queries: Tensor,  # (B, N, 3) (t, x, y)
-    image_size: Sequence[float],
+    image_size: tuple[float, float],
     weights: Sequence[float],
-    visible_threshold: float = 0.5,
-    **options: float,
+    visible_threshold: float,
+    soft_argmax: SoftArgmax,
 ) -> Tracks:
     """Add the confidence of each position, and call visible what reaches a threshold.
 
@@ -68,9 +68,9 @@ def with_confidence(
         image_size: (height, width) in pixels that positions refer to.
         weights: Of `probability`, fitted to tracks of this kind.
         visible_threshold: Minimum confidence for a point to count as visible.
-        options: `temperature` and `radius`, as in `track_signals`.
+        soft_argmax: How the positions were read from similarity maps.
     """
-    signals = track_signals(features, queries, tracks, image_size, **options)
+    signals = _track_signals(features, queries, tracks, image_size, soft_argmax)
     confidence = probability(signals, weights)
     return replace(tracks, confidence=confidence, visible=confidence >= visible_threshold)
 
@@ -106,21 +106,32 @@ def track_signals(
     """
     check_features(features)
     check_finite("features", features)
-    height, width = check_image_size(image_size)
-    temperature, radius = check_soft_argmax(temperature, radius)
-    batch, frames, _, rows, columns = features.shape
-    queries = check_queries(queries, batch, frames, (height, width))
+    image_size = check_image_size(image_size)
+    batch, frames = features.shape[:2]
+    queries = check_queries(queries, batch, frames, image_size)
     check_tracks(tracks, queries, frames)
+    return _track_signals(features, queries, tracks, image_size, SoftArgmax(temperature, radius))
+
+
+def _track_signals(
+    features: Tensor,  # (B, T, C, h, w)
+    queries: Tensor,  # (B, N, 3) (t, x, y)
+    tracks: Tracks,
+    image_size: tuple[float, float],
+    soft_argmax: SoftArgmax,
+) -> Tensor:  # (B, N, T, 4 or 5)
+    rows, columns = features.shape[-2:]
     device = tracks.xy.device
     queries = queries.to(device)
-    cell = torch.tensor([width / columns, height / rows], device=device)
+    cell = torch.tensor([image_size[1] / columns, image_size[0] / rows], device=device)
     signals = []
     with torch.autocast(device.type, enabled=False):  # which would round similarities to half precision
-        for b in range(batch):
+        for b in range(len(features)):
             places = tracks.xy[b].to(cell) / cell
-            own_frames, own = queries[b, :, 0].long(), queries[b, :, 1:].to(cell)
-            maps = _map_signals(features[b], own_frames, own / cell, places, temperature, radius)
-            cycle = _cycle_error(features[b], own_frames, own, places, (height, width), temperature, radius)
+            own_frames = queries[b, :, 0].long()
+            own = queries[b, :, 1:].to(cell)
+            maps = _map_signals(features[b], own_frames, own / cell, places, soft_argmax)
+            cycle = _cycle_error(features[b], own_frames, own, places, image_size, soft_argmax)
             pixels = [] if tracks.correlation is None else [tracks.correlation[b, ..., None].to(maps)]
             signals.append(torch.cat([maps, cycle[..., None], *pixels], dim=-1).float())
     found = torch.stack(signals)
@@ -186,13 +197,12 @@ def _map_signals(
     own_frames: Tensor,  # (N,)
     own: Tensor,  # (N, 2) cells
     places: Tensor,  # (N, T, 2) cells
-    temperature: float,
-    radius: float,
+    soft_argmax: SoftArgmax,
 ) -> Tensor:  # (N, T, 3)
     rows, columns = features.shape[-2:]
     dtype = wide_dtype(features.dtype)
     own_features = sample_features(features, own_frames, own, dtype)
-    farthest = min(radius, 2 * math.hypot(rows, columns))
+    farthest = min(soft_argmax.radius, 2 * math.hypot(rows, columns))
     x, y = torch.arange(columns).to(places) + 0.5, torch.arange(rows).to(places) + 0.5
     signals = places.new_empty(*places.shape[:2], 3)
     step = max(1, default_budget(own.device) // (4 * rows * columns * dtype.itemsize))
@@ -207,7 +217,7 @@ def _map_signals(
             far = ((x - places[n, t, :1]) ** 2)[:, None] + ((y - places[n, t, 1:]) ** 2)[..., None] >= farthest**2
             rival = maps.masked_fill(~far.flatten(1), -math.inf).amax(-1)
             rival = rival.where(rival > -math.inf, similarity)  # the disc covers everything: no rival, no margin
-            spread = torch.softmax(temperature * (maps - maps.amax(-1, keepdim=True)), dim=-1)
+            spread = torch.softmax(soft_argmax.temperature * (maps - maps.amax(-1, keepdim=True)), dim=-1)
             entropy = torch.special.entr(spread).sum(-1) / math.log(max(2, rows * columns))
             signals[n, t] = torch.stack([similarity, similarity - rival, entropy], dim=-1).to(signals)
     return signals
@@ -219,8 +229,7 @@ def _cycle_error(
     own: Tensor,  # (N, 2) pixels
     places: Tensor,  # (N, T, 2) cells
     image_size: tuple[float, float],
-    temperature: float,
-    radius: float,
+    soft_argmax: SoftArgmax,
 ) -> Tensor:  # (N, T)
     """Every found position, sought in the frame of its query."""
     frames, channels, rows, columns = features.shape
@@ -234,7 +243,7 @@ def _cycle_error(
         for n in (own_frames == t).nonzero()[:, 0].split(step):
             time = torch.arange(frames, device=own.device).repeat(len(n))
             sought = sample_features(features, time, places[n].flatten(0, 1), wide_dtype(features.dtype))
-            back = match(frame, sought[None], None, None, temperature, radius, torch.float32, budget).cells[0, :, 0]
+            back = match(frame, sought[None], None, None, soft_argmax, memory_budget=budget).cells[0, :, 0]
             off = ((back.to(own) * cell).unflatten(0, (len(n), frames)) - own[n, None]) * to_256
             error[n] = off.norm(dim=-1).clamp(max=LARGEST_CYCLE_ERROR)
     return torch.log1p(error / NEAR)

@@ -64,6 +64,26 @@ MAX_NUMBER = 2**31 - 1  # in vit_kwargs from a file
 
 
 @dataclass(frozen=True)
+class SoftArgmax:
+    """How a position is read from a similarity map (Chrono, section 3).
+
+    Attributes:
+        temperature: Factor on similarities before the softmax.
+        radius: Cells strictly nearer than this to the best cell take part.
+
+    Raises:
+        ValueError: A field is no finite number above 0.
+    """
+
+    temperature: float = 20.0
+    radius: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, check_number(name, value))
+
+
+@dataclass(frozen=True)
 class ChronoConfig:
     """Describes a `ChronoBackbone`. JSON-serialisable through `to_dict` and `from_dict`.
 
@@ -173,6 +193,11 @@ class ChronoConfig:
         if not valid:
             expected = f"one of {', '.join(_PLACEMENTS)}, or a tuple of distinct block indices"
             raise refusal("adapter_blocks", blocks, expected)
+
+    @property
+    def soft_argmax(self) -> SoftArgmax:
+        """How `track` reads positions."""
+        return SoftArgmax(self.temperature, self.radius)
 
     def adapter_indices(self, depth: int) -> tuple[int, ...]:
         """The blocks of a ViT of `depth` blocks that an adapter follows, in order.

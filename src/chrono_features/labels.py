@@ -20,7 +20,7 @@ from .checks import (
     check_tensor,
     check_video,
 )
-from .ops.dtypes import wide_dtype
+from .dtypes import wide_dtype
 from .ops.matching import default_budget
 from .preprocess import cell_colours
 

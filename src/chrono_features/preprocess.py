@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import ChronoConfig
-from .ops.dtypes import wide_dtype
+from .dtypes import wide_dtype
 
 PIXELS = ChronoConfig("none, raw pixels", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 PREPARED_TOGETHER = 16  # frames: a wide copy of a whole high-resolution clip would not fit

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops.dtypes import wide_dtype
+from .dtypes import wide_dtype
 from .ops.matching import sample_features
 
 

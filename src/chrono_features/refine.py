@@ -11,51 +11,60 @@ Where alignment is sure, the feature shows the query's point again. Those featur
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import (
-    check_features,
-    check_finite,
-    check_flag,
-    check_queries,
-    check_soft_argmax,
-    check_tracks,
-    check_video,
-)
-from .ops.matching import default_budget, match, sample_features
+from .checks import check_features, check_finite, check_queries, check_tracks, check_video, refusal
+from .config import SoftArgmax
+from .ops.alignment import AlignmentOptions, Patches, grey_frames
+from .ops.matching import match, sample_features
 from .query_memory import remember
-from .tracks import Tracks
+from .tracking import Tracks
 
-PIXELS_PER_CELL = 4  # frames are resized to this, so that an estimate is off by a few pixels at most
-HALF = 10  # patches are 21 x 21 pixels
-SHIFT_STEPS, AFFINE_STEPS = 2, 8
-LONGEST_STEP = 2.0  # pixels
-REACH = 4.0  # pixels that an alignment may lead away from its start
-LEAST = 0.5  # correlation below which the soft-argmax estimate stands
-SURE = 0.85  # correlation from which on the patch's turn and scale are carried on, and its feature is remembered
-CARRIED = 0.7  # correlation that the start carried over from the frame before needs to be taken
-LARGEST_ZOOM = 8.0  # in area
-FLAT = 2e-3  # standard deviation of the grey values of a patch below which it counts as noise
-GREY = (0.299, 0.587, 0.114)
-FRAMES_TOGETHER = 16
+Refine = Literal["photometric"] | None  # how a tracker refines positions
+
 QUERIES_TOGETHER = 2048  # their patches and solvers take 23 kB each
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class RefineOptions:
+    """How tracks are refined. The defaults were chosen on synthetic clips and on warps of photographs.
+
+    Attributes:
+        query_memory: Whether to search a second time, with the query's feature averaged along its track, on both sides
+            of the query frame up to the first frame in which alignment is not sure. False keeps the estimates.
+        pixels_per_cell: Frames are resized to so many pixels a feature cell: an estimate is off by a few at most.
+        min_correlation: Below it the soft-argmax estimate stands.
+        sure_correlation: From it on the patch's turn and scale are carried on, and its feature is remembered.
+        carried_correlation: What the start that is carried over from the frame before needs to be taken.
+        max_zoom: Change in area beyond which turn and scale are not carried on.
+        alignment: How patches are aligned.
+    """
+
+    query_memory: bool = True
+    pixels_per_cell: int = 4
+    min_correlation: float = 0.5
+    sure_correlation: float = 0.85
+    carried_correlation: float = 0.7
+    max_zoom: float = 8.0
+    alignment: AlignmentOptions = field(default_factory=AlignmentOptions)
+
+
+DEFAULT_OPTIONS = RefineOptions()
+DEFAULT_SOFT_ARGMAX = SoftArgmax()
+
+
 def refine_photometric(
     video: Tensor,  # (B, T, 3, H, W)
     features: Tensor,  # (B, T, C, h, w)
     queries: Tensor,  # (B, N, 3) (t, x, y)
     tracks: Tracks,
     *,
-    temperature: float = 20.0,
-    radius: float = 5.0,
-    query_memory: bool = True,
+    soft_argmax: SoftArgmax = DEFAULT_SOFT_ARGMAX,
+    options: RefineOptions = DEFAULT_OPTIONS,
 ) -> Tracks:
     """Refine tracks so that positions agree with the pixels of the video, not only with its features.
 
@@ -69,13 +78,12 @@ def refine_photometric(
         features: Their features.
         queries: The points that were tracked.
         tracks: What soft-argmax found for them.
-        temperature, radius: Of soft-argmax, where points are sought again.
-        query_memory: Whether to search a second time, with the query's feature averaged along its track, on both sides
-            of its own frame up to the first frame below 0.85. False keeps the estimates of `tracks`.
+        soft_argmax: How positions are read from similarity maps where points are sought again.
+        options: See `RefineOptions`.
 
     Returns:
         `tracks` with other positions, and with `correlation`, -1 to 1, of the patch there with the query's own. Where
-        it is 0.85 or more a point is visible, whatever a visibility head thought.
+        it is 0.85 or more a point is visible, whatever a visibility head says.
 
     Raises:
         ValueError: An argument has the wrong shape, type or range.
@@ -83,39 +91,58 @@ def refine_photometric(
     check_video(video)
     check_features(features, video)
     check_finite("features", features)
-    temperature, radius = check_soft_argmax(temperature, radius)
-    check_flag("query_memory", query_memory)
+    for name, value, kind in (("soft_argmax", soft_argmax, SoftArgmax), ("options", options, RefineOptions)):
+        if not isinstance(value, kind):
+            raise refusal(name, value, f"a {kind.__name__}")
     batch, frames, _, height, width = video.shape
     queries = check_queries(queries, batch, frames, (height, width))
     check_tracks(tracks, queries, frames)
+    return refine_tracks(video, features, queries, tracks, soft_argmax, options)
+
+
+@torch.no_grad()
+def refine_tracks(
+    video: Tensor,  # (B, T, 3, H, W)
+    features: Tensor,  # (B, T, C, h, w)
+    queries: Tensor,  # (B, N, 3) (t, x, y)
+    tracks: Tracks,
+    soft_argmax: SoftArgmax,
+    options: RefineOptions,
+) -> Tracks:
+    """`refine_photometric` for arguments that were checked; see there."""
     queries = queries.to(tracks.xy.device)
+    height, width = video.shape[-2:]
     rows, columns = features.shape[-2:]
-    size = (PIXELS_PER_CELL * rows, PIXELS_PER_CELL * columns)
+    size = (options.pixels_per_cell * rows, options.pixels_per_cell * columns)
     scale = torch.tensor([size[1] / width, size[0] / height], device=tracks.xy.device, dtype=tracks.xy.dtype)
-    places, correlations = [], []
+    positions, correlations = [], []
     with torch.autocast(scale.device.type, enabled=False):  # which would round steps to half precision
         for b, clip in enumerate(video):
             own = torch.cat([queries[b, :, :1], queries[b, :, 1:] * scale], dim=1).to(scale)
-            grey = _grey_frames(clip, size, scale)
-            seek = _Seeker(features[b : b + 1], size, temperature, radius)
-            together = zip(own.split(QUERIES_TOGETHER), (tracks.xy[b] * scale).split(QUERIES_TOGETHER), strict=True)
-            parts = [_refined(_Patches(grey, some), seek, estimates, query_memory) for some, estimates in together]
+            grey = grey_frames(clip, size, scale)
+            seek = _Seeker(features[b : b + 1], size, soft_argmax)
+            parts = []
+            for some, estimates in zip(
+                own.split(QUERIES_TOGETHER), (tracks.xy[b] * scale).split(QUERIES_TOGETHER), strict=True
+            ):
+                patches = Patches(grey, some, options.alignment)
+                parts.append(_refined(patches, seek, estimates, options))
             xy, correlation, moved = (torch.cat(part) for part in zip(*parts, strict=True))
-            places.append(torch.where(moved[..., None], xy / scale, tracks.xy[b]))
+            positions.append(torch.where(moved[..., None], xy / scale, tracks.xy[b]))
             correlations.append(correlation.clamp(-1, 1))  # against rounding
     correlation = torch.stack(correlations)
-    visible = None if tracks.visible is None else tracks.visible | (correlation >= SURE)
-    return replace(tracks, xy=torch.stack(places), correlation=correlation, visible=visible)
+    visible = None if tracks.visible is None else tracks.visible | (correlation >= options.sure_correlation)
+    return replace(tracks, xy=torch.stack(positions), correlation=correlation, visible=visible)
 
 
 def _refined(
-    patches: _Patches,
+    patches: Patches,
     seek: _Seeker,
     estimates: Tensor,  # (N, T, 2)
-    query_memory: bool,
+    options: RefineOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:  # (N, T, 2) positions, (N, T) correlations, (N, T) whether positions are other ones
-    path = _aligned(patches, seek, estimates, _Path.start(estimates))
-    if not query_memory:
+    path = _aligned(patches, seek, estimates, _Path.start(estimates), options)
+    if not options.query_memory:
         return path.xy, path.correlation, path.accepted
     memory = remember(seek.features[0], patches.frames, seek.cells(path.xy), path.sure)
     own = torch.arange(estimates.shape[1], device=estimates.device) == patches.frames[:, None]
@@ -123,7 +150,7 @@ def _refined(
     n = again.any(dim=1).nonzero()[:, 0]
     estimates = estimates.clone()
     estimates[n] = torch.where(again[n, :, None], seek.everywhere(memory.features()[n]).to(estimates), estimates[n])
-    path = _aligned(patches, seek, estimates, path._replace(sure=~again))
+    path = _aligned(patches, seek, estimates, path._replace(sure=~again), options)
     return path.xy, path.correlation, path.accepted | again
 
 
@@ -145,10 +172,11 @@ class _Path(NamedTuple):
 
 
 def _aligned(
-    patches: _Patches,
+    patches: Patches,
     seek: _Seeker,
     estimates: Tensor,  # (N, T, 2)
     before: _Path,
+    options: RefineOptions,
 ) -> _Path:
     """Goes from each query's frame forwards, and again backwards, one frame at a time. What was sure before stands."""
     path = _Path(*(field.clone() for field in before))
@@ -168,11 +196,14 @@ def _aligned(
             carried = seek.next(last[n], t - step, t)
             found, plain = patches.align(t, n, torch.stack([estimate, carried], dim=1), turned)
             best, other = found.start(0), found.start(1)
-            wins = trusted[n] & (other.correlation > CARRIED) & (other.correlation > best.correlation)
-            best, plain = best.where(~wins, other), plain[:, 0]
-            accepted = (best.correlation >= LEAST) & (best.correlation >= plain)
-            size = torch.linalg.det(best.warp)
-            sure = accepted & (best.correlation >= SURE) & (size > 1 / LARGEST_ZOOM) & (size < LARGEST_ZOOM)
+            carries = other.correlation > options.carried_correlation
+            wins = trusted[n] & carries & (other.correlation > best.correlation)
+            best = best.where(~wins, other)
+            plain = plain[:, 0]
+            accepted = (best.correlation >= options.min_correlation) & (best.correlation >= plain)
+            area = torch.linalg.det(best.warp)
+            usual_area = (area > 1 / options.max_zoom) & (area < options.max_zoom)
+            sure = accepted & (best.correlation >= options.sure_correlation) & usual_area
             last[n] = torch.where(accepted[:, None], best.xy, estimate)
             warp[n] = torch.where(sure[:, None, None], best.warp, turned)
             trusted[n] = sure | (trusted[n] & accepted)
@@ -185,8 +216,15 @@ def _aligned(
 class _Seeker:
     """Soft-argmax in pixels of the patches."""
 
-    def __init__(self, features: Tensor, size: tuple[int, int], temperature: float, radius: float) -> None:
-        self.features, self.size, self.temperature, self.radius = features, size, temperature, radius
+    def __init__(
+        self,
+        features: Tensor,  # (1, T, C, h, w)
+        size: tuple[int, int],
+        soft_argmax: SoftArgmax,
+    ) -> None:
+        self.features = features
+        self.size = size
+        self.soft_argmax = soft_argmax
 
     def next(
         self,
@@ -214,146 +252,5 @@ class _Seeker:
         return like.new_tensor([self.size[1] / columns, self.size[0] / rows])
 
     def _found(self, there: Tensor, own: Tensor) -> Tensor:
-        settings = (self.temperature, self.radius, torch.float32, default_budget(own.device))
-        cells = match(there, own[None], None, None, *settings).cells[0]
+        cells = match(there, own[None], None, None, self.soft_argmax).cells[0]
         return cells * self._cell(cells)
-
-
-class _Alignment(NamedTuple):
-    """Where patches came to lie, turned and scaled how, and how well they fit."""
-
-    xy: Tensor  # (..., 2)
-    warp: Tensor  # (..., 2, 2)
-    correlation: Tensor  # (...) -1 to 1
-
-    def where(self, kept: Tensor, other: _Alignment) -> _Alignment:
-        """These where `kept`, else the others."""
-        return _Alignment(
-            torch.where(kept[..., None], self.xy, other.xy),
-            torch.where(kept[..., None, None], self.warp, other.warp),
-            torch.where(kept, self.correlation, other.correlation),
-        )
-
-    def start(self, s: int) -> _Alignment:
-        """Those from one of several starts, the second dimension."""
-        return _Alignment(self.xy[:, s], self.warp[:, s], self.correlation[:, s])
-
-
-class _Patches:
-    """The patch around each query in its own frame, ready to be aligned with any other.
-
-    A patch is weighted by a Gaussian, its mean removed, its standard deviation 1: gain and bias do not matter.
-    """
-
-    def __init__(
-        self,
-        grey: Tensor,  # (T, 1, H, W)
-        queries: Tensor,  # (N, 3) (t, x, y) in its pixels
-    ) -> None:
-        self.grey, self.frames, self.centres = grey, queries[:, 0].long(), queries[:, 1:]
-        side = torch.arange(-HALF, HALF + 1).to(grey)
-        across, down = (part.flatten() for part in torch.meshgrid(side, side, indexing="xy"))
-        self.cells = torch.stack([across, down])  # (2, P)
-        weights = torch.exp(-(across.square() + down.square()) / (2 * (0.7 * HALF) ** 2))
-        self.weights = weights / weights.sum()
-        x, y = grey.new_tensor([0.5, 0.0]), grey.new_tensor([0.0, 0.5])
-        self.values, spread = self._normalised(self._in_own_frames(self.centres))
-        slope_x = (self._in_own_frames(self.centres + x) - self._in_own_frames(self.centres - x)) / spread
-        slope_y = (self._in_own_frames(self.centres + y) - self._in_own_frames(self.centres - y)) / spread
-        shift, light = [slope_x, slope_y], [self.values, torch.ones_like(self.values)]
-        affine = [slope_x * across, slope_x * down, slope_y * across, slope_y * down]
-        self.shift_solver = self._solver([*shift, *light], [1e-2] * 2 + [1e-3] * 2)
-        self.affine_solver = self._solver([*shift, *affine, *light], [1e-2] * 2 + [1.0] * 4 + [1e-3] * 2)
-
-    def align(
-        self,
-        t: int,
-        n: Tensor,  # (n,)
-        starts: Tensor,  # (n, S, 2)
-        warp: Tensor,  # (n, 2, 2)
-    ) -> tuple[_Alignment, Tensor]:
-        """Patches `n` in frame t, from each of S starts and a warp: the best fit on the way, and the fit at the starts.
-
-        One that is led far away from its start has lost its hold: correlation -1.
-        """
-        own, solvers = self.values[n, None], (self.shift_solver[n], self.affine_solver[n])
-        xy, warp = starts, warp[:, None].expand(*starts.shape, 2)
-        error, plain = self._compare(t, own, xy, warp)
-        best = _Alignment(xy, warp, plain)
-        for step in range(SHIFT_STEPS + AFFINE_STEPS):
-            # no matrix product: that rounds one query alone otherwise than many together
-            change = (error[:, :, None] * solvers[step >= SHIFT_STEPS][:, None]).sum(-1)
-            if step >= SHIFT_STEPS:
-                warp = _undone(warp, change[..., 2:6].unflatten(-1, (2, 2)).clamp(-0.2, 0.2))
-            xy = xy - (warp @ change[..., :2, None].clamp(-LONGEST_STEP, LONGEST_STEP))[..., 0]
-            error, fit = self._compare(t, own, xy, warp)
-            best = best.where(best.correlation >= fit, _Alignment(xy, warp, fit))
-        held = (best.xy - starts).norm(dim=-1) <= REACH
-        return best._replace(correlation=best.correlation.where(held, -torch.ones_like(fit))), plain
-
-    def _compare(
-        self,
-        t: int,
-        own: Tensor,  # (n, 1, P)
-        xy: Tensor,  # (n, S, 2)
-        warp: Tensor,  # (n, S, 2, 2)
-    ) -> tuple[Tensor, Tensor]:
-        """Differences (n, S, P) from a query's patch, and correlations (n, S) with it."""
-        values, _ = self._normalised(self._sample(t, xy.flatten(0, 1), warp.flatten(0, 1)).unflatten(0, xy.shape[:2]))
-        return values - own, (values * own * self.weights).sum(-1)
-
-    def _in_own_frames(self, xy: Tensor) -> Tensor:  # (N, 2) -> (N, P)
-        values = xy.new_empty(len(xy), self.cells.shape[1])
-        for t in self.frames.unique().tolist():
-            n = (self.frames == t).nonzero()[:, 0]
-            values[n] = self._sample(t, xy[n], torch.eye(2).to(xy).expand(len(n), 2, 2))
-        return values
-
-    def _sample(
-        self,
-        t: int,
-        xy: Tensor,  # (n, 2)
-        warp: Tensor,  # (n, 2, 2)
-    ) -> Tensor:  # (n, P)
-        height, width = self.grey.shape[-2:]
-        scale = xy.new_tensor([2 / width, 2 / height])
-        middle = (xy * scale - 1).flatten()[:, None]  # not part of the product, which may be in TF32
-        places = torch.addmm(middle, (warp * scale[:, None]).flatten(0, 1), self.cells)  # one product for all patches
-        places = places.unflatten(0, (len(xy), 2)).transpose(1, 2)
-        return F.grid_sample(self.grey[t][None], places[None], padding_mode="border", align_corners=False)[0, 0]
-
-    def _normalised(self, values: Tensor) -> tuple[Tensor, Tensor]:  # (..., P) -> (..., P), (..., 1)
-        centred = values - (values * self.weights).sum(-1, keepdim=True)
-        spread = (centred.square() * self.weights).sum(-1, keepdim=True).sqrt().clamp(min=FLAT)
-        return centred / spread, spread
-
-    def _solver(self, columns: list[Tensor], damping: list[float]) -> Tensor:  # (N, k, P)
-        """What takes a difference of patches to the change of parameters that explains it best."""
-        jacobian = torch.stack(columns, dim=-1)
-        weighted = jacobian * self.weights[:, None]
-        normal = jacobian.transpose(1, 2) @ weighted + torch.diag(jacobian.new_tensor(damping))
-        return torch.linalg.solve(normal, weighted.transpose(1, 2))
-
-
-def _undone(
-    warp: Tensor,  # (..., 2, 2)
-    turn: Tensor,  # (..., 2, 2), by how much it differs from the identity
-) -> Tensor:
-    """warp @ inverse(1 + turn); in closed form, for the general inverse makes a GPU wait at every step."""
-    a, b, c, d = (turn + torch.eye(2).to(turn)).flatten(-2).unbind(-1)
-    adjugate = torch.stack([d, -b, -c, a], dim=-1).unflatten(-1, (2, 2))
-    return warp @ (adjugate / (a * d - b * c)[..., None, None])
-
-
-def _grey_frames(
-    frames: Tensor,  # (T, 3, H, W)
-    size: tuple[int, int],
-    like: Tensor,
-) -> Tensor:  # (T, 1, h, w) 0 to 1, of the type of `like` and where that is
-    weights = like.new_tensor(GREY)[:, None, None]
-    resized = []
-    for chunk in frames.split(FRAMES_TOGETHER):
-        grey = (chunk.to(like) * weights).sum(1, keepdim=True)
-        grey = grey / 255 if frames.dtype == torch.uint8 else grey
-        resized.append(F.interpolate(grey, size, mode="bilinear", align_corners=False, antialias=True))
-    return torch.cat(resized)

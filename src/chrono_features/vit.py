@@ -14,8 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .checks import is_integer
-from .ops.dtypes import wide_dtype
-from .ops.spatial_attention import spatial_attention
+from .dtypes import wide_dtype
 
 
 def create_vit(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> Any:
@@ -107,13 +106,3 @@ def rotary_tables(vit: Any, grid: tuple[int, int]) -> list[dict[str, Tensor]]:
         return [{} for _ in vit.blocks]
     tables = rope.get_embed(shape=grid)
     return [{"rope": tables[i] if vit.rope_mixed else tables} for i in range(len(vit.blocks))]
-
-
-def run_block(
-    block: nn.Module,
-    x: Tensor,  # (N, tokens, C)
-    **rope: Tensor,
-) -> Tensor:
-    """A block, with its attention on the kernel that is best on the device."""
-    with spatial_attention(x.device):  # in here, so that a checkpoint computes the block again on the same kernel
-        return block(x, **rope)

@@ -16,7 +16,7 @@ from .config import WIDEST
 from .extras import require
 
 if TYPE_CHECKING:
-    from .tracks import Tracks
+    from .tracking import Tracks
 
 FAR = 2**15  # pixels
 SUPERSAMPLING = 2  # marks are drawn this much larger and averaged down, which smooths their edges

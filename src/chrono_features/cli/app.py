@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..backbone import ChronoBackbone
-    from ..tracks import Tracks
+    from ..tracking import Tracks
     from ..video.reading import Video
 
 Item = TypeVar("Item")
@@ -252,10 +252,13 @@ def convert(
     check_output("OUT", out, None)
     if not checkpoint.is_file():
         raise FileNotFoundError(f"CKPT={checkpoint}: no such file; expected a checkpoint")
-    from ..pretrained import load_authors_checkpoint
+    from ..authors import read_authors
+    from ..backbone import ChronoBackbone
+    from ..checkpoints import Checkpoint
 
     with _progress(f"converting {checkpoint.name}"):
-        load_authors_checkpoint(checkpoint, num_heads=num_heads, grid=size).save_pretrained(out)
+        found = Checkpoint(*read_authors(checkpoint, num_heads, size), source=str(checkpoint))
+        ChronoBackbone.from_checkpoint(found).save_pretrained(out)
     _done(out, "config.json and model.safetensors", _track_with(out))
 
 
@@ -429,10 +432,10 @@ def verify(
     """Fetch the authors' weights, check every key, and print published beside measured numbers."""
     if davis is not None and not davis.exists():
         raise FileNotFoundError(f"davis={davis}: no such file; expected TAP-Vid-DAVIS")
-    from .. import pretrained
+    from ..evaluation import verification
 
     with _progress(f"verifying {name}"):
-        rows = pretrained.verify(name, davis=davis)
+        rows = verification.verify(name, davis=davis)
     table = Table(name, "published", "measured")
     for row in rows:
         table.add_row(*("-" if cell is None else str(cell) for cell in row))
@@ -449,7 +452,7 @@ def parse_queries(text: str) -> Callable[[tuple[int, int]], Tensor]:
     """
     import torch
 
-    from ..queries import grid_queries
+    from ..tracking import grid_queries
 
     if text.startswith("grid"):
         form = re.fullmatch(r"grid:(\d{1,9})(?:@(\d{1,9}))?", text)
@@ -624,7 +627,7 @@ def _selection(
 
 def _read(path: Path, model: str, **selection: Any) -> Video:
     """The frames to work on, once it is clear that `model` can be loaded."""
-    from ..pretrained import check_name
+    from ..checkpoints import check_name
     from ..video.reading import read_video
 
     check_name(model)

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..backbone import ChronoBackbone
+from ..checkpoints import check_name
 from ..checks import printable
 from ..data.clip import SIZE, Dataset, Entry, LabelledVideo
 from ..data.readers import KINDS, open_dataset
@@ -26,7 +27,6 @@ from ..evaluation.run import evaluate
 from ..evaluation.tables import result_tables
 from ..evaluation.trackers import Contender, baseline, from_model
 from ..extras import require
-from ..pretrained import check_name
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -16,7 +16,8 @@ from ..confidence import NEAR, fit, track_signals
 from ..data.clip import Dataset, Entry, LabelledVideo, Unusable
 from ..data.photo_warps import Warps
 from ..data.synthetic_clips import HeldOut
-from ..tracks import Tracks
+from ..refine import Refine
+from ..tracking import Tracks
 from .protocol import scored_frames
 from .scores import drawn_queries
 
@@ -42,8 +43,8 @@ def calibrate(
     """
     data: list[Dataset] = [HeldOut(photographs, first=FIRST_CLIP, part=None), Warps(photographs)]
     total = sum(d.total() or 0 for d in data)
-    signals: dict[str | None, list[Tensor]] = {None: [], "photometric": []}
-    good: dict[str | None, list[Tensor]] = {None: [], "photometric": []}
+    signals: dict[Refine, list[Tensor]] = {None: [], "photometric": []}
+    good: dict[Refine, list[Tensor]] = {None: [], "photometric": []}
     for done, video in enumerate(_usable(chain(*data)), 1):
         clip = video.frames[None].to(model.device)
         with torch.no_grad():
@@ -72,8 +73,8 @@ def _usable(entries: Iterable[Entry]) -> Iterator[LabelledVideo]:
 
 
 def _signals(model: ChronoBackbone, features: Tensor, queries: Tensor, tracks: Tracks, size: Any) -> Tensor:
-    options = {"temperature": model.config.temperature, "radius": model.config.radius}
-    return track_signals(features, queries, tracks, size, **options)[0].cpu()
+    soft_argmax = model.config.soft_argmax
+    return track_signals(features, queries, tracks, size, **vars(soft_argmax))[0].cpu()
 
 
 def _good(video: LabelledVideo, of_track: np.ndarray, tracks: Tracks) -> np.ndarray:  # (N, T) bool

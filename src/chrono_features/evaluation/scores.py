@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..confidence import NEAR
 from ..data.clip import LabelledVideo, MaskedVideo
-from ..tracks import Tracks
+from ..tracking import Tracks
 from .masks import mask_consistency, mask_queries, propagation_metrics
 from .metrics import average_precision, balanced_accuracy, joint_extent, pck, reliability
 from .protocol import sample_queries, scored_frames, tapvid_metrics, track_deltas

@@ -16,8 +16,7 @@ from torch import Tensor
 from ..backbone import ChronoBackbone
 from ..confidence import confidence_weights
 from ..extras import require
-from ..tracking import soft_argmax_track
-from ..tracks import Tracks
+from ..tracking import Tracks, soft_argmax_track
 from .baselines import ColourFeatures, PatchFeatures, TimmFeatures, lucas_kanade, static
 
 Tracker = Callable[[Tensor, Tensor], Tracks]  # video (B, T, 3, H, W) uint8, queries (B, N, 3) -> tracks of B clips

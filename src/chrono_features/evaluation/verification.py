@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
+from ..authors import AUTHORS_FILES
 from ..backbone import ChronoBackbone
+from ..checks import check_choice
 from ..data.readers import open_dataset
 from .protocol import MODES
 from .published import published
@@ -19,8 +21,31 @@ from .trackers import from_model
 ADAPTER_PARAMETERS = {"chrono-vits14": 16_241_280, "chrono-vitb14": 25_986_048}
 
 
+def verify(
+    name: str,
+    davis: str | os.PathLike[str] | None = None,
+) -> list[tuple[str, str, str]]:
+    """Fetches the authors' weights, checks every key by loading them, and runs them.
+
+    Args:
+        name: "chrono-vits14" or "chrono-vitb14".
+        davis: Path to `tapvid_davis.pkl`, to measure on it.
+
+    Returns:
+        Rows of (what, published, measured).
+
+    Raises:
+        ValueError: `name` is not one of the authors' models.
+        OSError: The weights cannot be fetched.
+    """
+    check_choice("name", name, tuple(AUTHORS_FILES))
+    return compare(name, ChronoBackbone.from_pretrained(name), davis)
+
+
 def compare(
-    name: str, model: ChronoBackbone, davis: str | os.PathLike[str] | None = None
+    name: str,
+    model: ChronoBackbone,
+    davis: str | os.PathLike[str] | None = None,
 ) -> list[tuple[str, str, str]]:
     """Rows of (what, published, measured) for a model whose every key has been checked by loading it."""
     count = sum(p.numel() for p in model.adapters.parameters())

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dtypes import HALF, wide_dtype
+from ..dtypes import HALF_PRECISION, wide_dtype
 
 EPS = 1e-5
 
@@ -58,7 +58,7 @@ def normed_conv2d(
     scale = (variance + EPS).rsqrt()
     channels_last = weight.permute(0, 2, 3, 1)
     taps = (channels_last @ beta).expand(len(x), -1, -1, -1)  # (B, out, 3, 3)
-    if x.dtype in HALF:  # which left a rest of the mean
+    if x.dtype in HALF_PRECISION:  # which left a rest of the mean
         taps = taps - (rest * scale)[:, None, None, None] * (channels_last @ gamma)
     taps = _padded_sums(_padded_sums(taps, width).transpose(-2, -1), height)  # (B, out, w, h)
     taps = taps if bias is None else taps + bias[:, None, None]

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dtypes import HALF, wide_dtype
+from ..config import SoftArgmax
+from ..dtypes import HALF_PRECISION, wide_dtype
 
 
 class Match(NamedTuple):
@@ -33,10 +34,9 @@ def match(
     query_features: Tensor | None,  # (B, N, C)
     query_frames: Tensor | None,  # (B, N) whole numbers
     query_cells: Tensor | None,  # (B, N, 2) (x, y) in cells
-    temperature: float,
-    radius: float,
-    correlation_dtype: torch.dtype,
-    memory_budget: int,
+    soft_argmax: SoftArgmax,
+    correlation_dtype: torch.dtype = torch.float32,
+    memory_budget: int | None = None,
 ) -> Match:
     """Finds every query in every frame.
 
@@ -46,14 +46,14 @@ def match(
         features: Dense features. They come to the queries' device chunk by chunk.
         query_features: The queries' features; or None, and then:
         query_frames, query_cells: where to sample them.
-        temperature: Factor on similarities before the softmax.
-        radius: Cells strictly nearer than this to the best cell take part.
+        soft_argmax: How positions are read from similarity maps.
         correlation_dtype: A half type rounds similarities to it; another type is widened to the features' own.
-        memory_budget: Bytes that one chunk of similarities may take.
+        memory_budget: Bytes that one chunk of similarities may take; None takes `default_budget`.
     """
-    settings = (temperature, radius, correlation_dtype, memory_budget)
     place = query_features if query_cells is None else query_cells
     assert place is not None
+    budget = default_budget(place.device) if memory_budget is None else memory_budget
+    settings = (soft_argmax.temperature, soft_argmax.radius, correlation_dtype, budget)
     with torch.autocast(place.device.type, enabled=False):  # which would round similarities to half precision
         return Match(*_Match.apply(features, query_features, query_frames, query_cells, *settings))
 
@@ -224,7 +224,7 @@ def _similarity(
     chunk: Tensor,  # (t, C, h, w)
     correlation_dtype: torch.dtype,
 ) -> Tensor:  # (t, n, h, w), in the queries' type or rounded to a half type
-    dtype = correlation_dtype if correlation_dtype in HALF else queries.dtype
+    dtype = correlation_dtype if correlation_dtype in HALF_PRECISION else queries.dtype
     return _product(queries.to(dtype), chunk.to(dtype))
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..checks import check_choice
-from .devices import compute_capability
 from .window_attention import window_attention
 
 BACKENDS = ("auto", "torch", "triton")
@@ -30,6 +29,14 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KERNEL_HEAD_SIZES = (16, 32, 64)
 KERNEL_CHANNELS = 128  # with more, tiles do not fit the 99 KB of shared memory that every GPU since Ampere has
 EPS = 1e-5
+
+
+@torch.compiler.assume_constant_result  # torch.compile cannot follow a question to the driver
+def compute_capability(device: torch.device) -> tuple[int, int]:
+    """CUDA's compute capability; (0, 0) where there is none. ROCm counts in the same numbers, and is none."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return 0, 0
+    return torch.cuda.get_device_capability(device)
 
 
 def temporal_attention(

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..tracks import Tracks
+from ..tracking import Tracks
 
 HALF_A_PIXEL = 0.5
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..backbone import ChronoBackbone
 from ..checks import check_video
-from ..ops.dtypes import unit_length
+from ..dtypes import l2_normalise
 
 FINEST_STRIDE = 4  # pixels: finer features are interpolated, as a finer token grid costs four times as much
 LAYOUTS = ("BCHW", "BTCHW", "BTHWC")
@@ -90,7 +90,7 @@ class FeatureProvider(nn.Module):
             maps = pyramid[self._source(stride)].flatten(0, 1)
             maps = maps * maps.shape[1] ** 0.5  # of unit length so far; trackers' own features are about 1 a channel
             maps = head(_resized(maps, size)).unflatten(0, video.shape[:2])
-            levels.append(_laid_out(unit_length(maps) if self.normalised else maps, self.layout))
+            levels.append(_laid_out(l2_normalise(maps) if self.normalised else maps, self.layout))
         return levels if len(levels) > 1 else levels[0]
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:

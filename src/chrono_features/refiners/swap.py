@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..backbone import ChronoBackbone
 from ..checks import check_video
-from ..ops.dtypes import unit_length
+from ..dtypes import l2_normalise
 
 MODULES = {  # class of the tracker -> module here
     "LocoTrack": "locotrack",
@@ -132,7 +132,7 @@ class TrackerFeatures(nn.Module):
     ) -> Tensor:  # (B, T, C, h, w), of unit length along C
         check_video(video)
         video = video / 255 if video.dtype == torch.uint8 else video
-        return unit_length(self.module.own_features(self.tracker, video.movedim(2, -1) * 2 - 1).movedim(-1, 2))
+        return l2_normalise(self.module.own_features(self.tracker, video.movedim(2, -1) * 2 - 1).movedim(-1, 2))
 
 
 def features_from(tracker: nn.Module) -> TrackerFeatures:

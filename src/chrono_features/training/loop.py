@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..adapter import AttentionMixer
 from ..backbone import ChronoBackbone
-from ..checkpoints import load_plain
+from ..checkpoints import DINOV2_VITS
 from ..data.synthetic import load_textures
 from ..extras import require
 from ..files import naming, open_regular, write_beside
 from ..ops.matching import bilinear_corners
-from ..pretrained import DINOV2_VITS
 from ..tracking import soft_argmax_track
+from ..weights import load_plain
 from .batches import VALIDATION_SEED, Batch, SyntheticBatches
 from .losses import grid_cross_entropy, huber_loss, visibility_loss
 from .memory import check_memory
@@ -423,8 +423,8 @@ def _clips(
 
 def _start(model: str | None) -> ChronoBackbone:
     assert model is not None
-    fresh = {"adapter_blocks": "all"} if model in DINOV2_VITS else {}
-    backbone = ChronoBackbone.from_pretrained(model, **fresh)
+    overrides: dict[str, Any] = {"adapter_blocks": "all"} if model in DINOV2_VITS else {}
+    backbone = ChronoBackbone.from_pretrained(model, **overrides)
     if not backbone.adapters:
         raise ValueError(
             f"model={model!r} has no adapters to train; expected one with adapter_blocks other than 'none'"

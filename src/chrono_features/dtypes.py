@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-HALF = (torch.float16, torch.bfloat16)
+HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def wide_dtype(*dtypes: torch.dtype) -> torch.dtype:
@@ -13,9 +13,9 @@ def wide_dtype(*dtypes: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
-def unit_length(
+def l2_normalise(
     x: Tensor,  # (B, T, C, h, w)
 ) -> Tensor:
-    """`x` divided by its length along C, computed in float32 at least."""
+    """`x` L2-normalised along C, computed in float32 at least (Chrono: the squared norm is clamped to 1e-6)."""
     wide = x.to(wide_dtype(x.dtype))
     return (wide / wide.square().sum(dim=2, keepdim=True).clamp(min=1e-6).sqrt()).to(x.dtype)
