@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from chrono_features import ChronoBackbone, ChronoConfig, grid_queries, propagate_labels, soft_argmax_track
+from chrono_features import ChronoBackbone, ChronoConfig, grid_queries, soft_argmax_track
 from chrono_features.data.synthetic import make_clip
+from chrono_features.labels import propagate_labels
 from chrono_features.ops.temporal_attention import plain_temporal_attention, temporal_attention
 
 from . import adapters, end_to_end, harness, long_video, matching, refinement, roofline, tiny
@@ -52,7 +53,7 @@ def check_features(device: str) -> list[harness.Row]:
             reference = small_model(norm, mixer).double()(video.double())
             model = small_model(norm, mixer).to(device)
             name = f"features, {norm}, {mixer}"
-            stats = model.calibrate(there) if norm == "clip" else None
+            stats = model.clip_statistics(there) if norm == "clip" else None
             stream = model.stream(stats)
             streamed = torch.cat([*(stream(there[:, t : t + 1]) for t in range(5)), stream.flush()], dim=1)
             outs = {"": model(there), ", chunks": model(video, max_frames_in_memory=4)}

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chrono_features import ChronoBackbone, TemporalAdapter
+from chrono_features import ChronoBackbone
+from chrono_features.adapter import TemporalAdapter
 
 
 class PublishedAdapter(nn.Module):

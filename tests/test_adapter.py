@@ -2,8 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from chrono_features import TemporalAdapter
-from chrono_features.adapter import AttentionMixer, ConvMixer
+from chrono_features.adapter import AttentionMixer, ConvMixer, TemporalAdapter
 
 MIXERS, NORMS = ("attention", "conv1d", "conv3d"), ("clip", "token")
 

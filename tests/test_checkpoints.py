@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from chrono_features import ChronoBackbone, files, pretrained
+from chrono_features import ChronoBackbone, checkpoints, files
 from chrono_features.config import VIT_KWARGS
 from chrono_features.files import STAGING
 
@@ -394,7 +394,7 @@ def test_all_files_have_the_mode_of_the_umask(small_model, tmp_path, umask):
 
 
 def test_what_is_no_folder_is_refused_before_anything_is_written(small_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained, "save_file", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(checkpoints, "save_file", lambda *_: pytest.fail("too late"))
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name in ("pipe", "loop"):

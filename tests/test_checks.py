@@ -7,17 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from chrono_features import (
-    ChronoConfig,
-    TemporalAdapter,
-    Tracks,
-    VisibilityHead,
-    checks,
-    grid_queries,
-    propagate_labels,
-    soft_argmax_track,
-)
+from chrono_features import ChronoConfig, Tracks, checks, grid_queries, soft_argmax_track
+from chrono_features.adapter import TemporalAdapter
 from chrono_features.confidence import fit, probability, track_signals
+from chrono_features.labels import propagate_labels
+from chrono_features.layers import VisibilityHead
 from chrono_features.refine import refine_photometric
 
 SIZE = (10, 12)

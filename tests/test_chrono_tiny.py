@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from chrono_features import ChronoBackbone, pretrained
+from chrono_features import ChronoBackbone, checkpoints
 from chrono_features.data.synthetic import make_clip
 
 
@@ -15,8 +15,8 @@ def tiny():
 def test_needs_no_network_and_fits_the_wheel(no_network):
     model = ChronoBackbone.from_pretrained("chrono-tiny")
     assert not model.training and model.dtype == torch.float32
-    assert (pretrained.BUNDLED / "model.safetensors").stat().st_size <= 12_000_000
-    card = (pretrained.BUNDLED / "README.md").read_text()
+    assert (checkpoints.BUNDLED / "model.safetensors").stat().st_size <= 12_000_000
+    card = (checkpoints.BUNDLED / "README.md").read_text()
     assert card.splitlines()[0] == "This is not the paper's model: it was trained from scratch and holds no DINOv2."
 
 

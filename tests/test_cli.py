@@ -152,7 +152,7 @@ def test_every_command_ends_with_what_it_wrote_and_the_next_step(
         "chrono_features.evaluation.fit_confidence.calibrate",
         lambda network, *_: network,  # fits on many clips
     )
-    monkeypatch.setattr("chrono_features.pretrained.verify", lambda *_, **__: [("delta", "63.0", None)])
+    monkeypatch.setattr("chrono_features.evaluation.verification.verify", lambda *_, **__: [("delta", "63.0", None)])
     checkpoint = Path(__file__).parent / "data" / "authors_tiny.ckpt"
     davis = tapvid(tmp_path / "davis.pkl")
     folder, out = tmp_path / "a folder", tmp_path / "out"

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chrono_features import grid_queries
-from chrono_features import streaming as long_video
+from chrono_features import chunking, grid_queries
 from chrono_features.ops.clip_norm import clip_moments, frame_moments
 
 VARIANTS = [
@@ -87,7 +86,7 @@ def test_iterators_give_the_features_of_the_whole_clip(model, clip, options):
 @pytest.mark.parametrize("at_a_time", [1, 3, 4])
 @torch.no_grad()
 def test_streams_of_unknown_length_span_several_pieces_of_memory(model, clip, monkeypatch, at_a_time):
-    monkeypatch.setattr(long_video, "STORED_TOGETHER", 1)
+    monkeypatch.setattr(chunking, "STORED_TOGETHER", 1)
     network, video = model(neck="x2"), clip(1, 11).double()
     features = torch.cat(list(network.iter_features(iter(video[0]), max_frames_in_memory=at_a_time)), dim=1)
     torch.testing.assert_close(features, network(video), rtol=0, atol=1e-12)
@@ -153,7 +152,7 @@ def test_streams_give_the_features_of_the_whole_clip(model, clip, options, sizes
     network, video = model(**options), clip(2, 11).double()
     clip_norm = "adapter_blocks" not in options or options["adapter_blocks"] != "none"
     clip_norm &= options.get("norm", "clip") == "clip"
-    stream = network.stream(network.calibrate(video) if clip_norm else None)
+    stream = network.stream(network.clip_statistics(video) if clip_norm else None)
     for _ in range(2):  # the second clip starts afresh
         features, _ = run(stream, video, sizes)
         torch.testing.assert_close(features, network(video), rtol=0, atol=1e-12)
@@ -192,7 +191,7 @@ def test_reset_forgets(model, clip):
 @torch.no_grad()
 def test_a_call_that_fails_can_be_made_again(model, clip, monkeypatch, options, method, kind):
     network, video = model(**options), clip(2, 7).double()
-    stream = network.stream(network.calibrate(video) if "norm" not in options else None)
+    stream = network.stream(network.clip_statistics(video) if "norm" not in options else None)
     whole, _ = run(stream, video, (2, 1))
     original, left = getattr(network, method), [0]
 
@@ -256,7 +255,7 @@ def test_calibration_holds_the_moments_of_each_adapter(model, clip):
     seen = []
     for adapter in network.adapters.values():
         adapter.register_forward_pre_hook(lambda _, args: seen.append(clip_moments(frame_moments(args[0]))))
-    stats = network.calibrate(video, max_frames_in_memory=4)
+    stats = network.clip_statistics(video, max_frames_in_memory=4)
     network(video)
     expected = torch.stack([torch.stack(tuple(m), dim=-1) for m in seen], dim=1)
     assert stats.shape == (2, 2, 2)
@@ -266,7 +265,7 @@ def test_calibration_holds_the_moments_of_each_adapter(model, clip):
 @torch.no_grad()
 def test_one_clips_statistics_serve_a_batch(model, clip):
     network, video = model(), clip(2, 5).double()
-    stats = network.calibrate(video[:1])
+    stats = network.clip_statistics(video[:1])
     together, _ = run(network.stream(stats), video)
     alone = torch.cat([run(network.stream(stats), v[None])[0] for v in video])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
@@ -308,13 +307,13 @@ def test_bad_streams(small_model, clip):
     network = small_model()
     for stats in (None, torch.zeros(1, 3, 2), torch.zeros(2, 2)):
         with pytest.raises(
-            ValueError, match=r"stats.*expected what model.calibrate\(video\) returns, \(B or 1, 2, 2\)"
+            ValueError, match=r"stats.*expected what model.clip_statistics\(video\) returns, \(B or 1, 2, 2\)"
         ):
             network.stream(stats)
     with pytest.raises(ValueError, match="stats given; expected None"):
         small_model(norm="token").stream(torch.zeros(1, 2, 2))
-    with pytest.raises(ValueError, match="norm='token'.*nothing to calibrate"):
-        small_model(norm="token").calibrate(clip())
+    with pytest.raises(ValueError, match="norm='token'.*there are no statistics"):
+        small_model(norm="token").clip_statistics(clip())
     stream = small_model(norm="token").stream()
     stream(clip(2, 3))
     with pytest.raises(ValueError, match="expected B=2, as of earlier frames"):

@@ -14,16 +14,16 @@ from huggingface_hub import HfApi
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from chrono_features import ChronoBackbone, pretrained
+from chrono_features import ChronoBackbone, checkpoints
+from chrono_features.authors import read_authors
 from chrono_features.extras import how_to_install
-from chrono_features.pretrained import load_authors_checkpoint
 
 REAL_CREATE_MODEL = timm.create_model
 
 
 @pytest.fixture(scope="module")
 def authors_tiny(data):
-    return load_authors_checkpoint(data / "authors_tiny.ckpt", num_heads=4, grid=(8, 8))
+    return ChronoBackbone.from_pretrained(data / "authors_tiny.ckpt", num_heads=4, grid=(8, 8))
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_published_sizes_load_and_survive_round_trips(data, tmp_path, monkeypatc
     checkpoint = random_checkpoint(data / f"authors_{size}_keys.json")
     torch.save(checkpoint, tmp_path / "model.ckpt")
     table = checkpoint["state_dict"]["model.dino.pos_embed"]
-    model = load_authors_checkpoint(tmp_path / "model.ckpt")
+    model = ChronoBackbone.from_pretrained(tmp_path / "model.ckpt")
     assert sum(p.numel() for p in model.adapters.parameters()) == parameters
     config = model.config
     assert (config.grid, config.input_size, config.antialias) == ((64, 64), (256, 256), False)
@@ -100,7 +100,7 @@ def test_published_sizes_load_and_survive_round_trips(data, tmp_path, monkeypatc
 
     model.save_pretrained(tmp_path / "saved")
     assert_same(ChronoBackbone.from_pretrained(tmp_path / "saved"), model)
-    monkeypatch.setattr(pretrained, "hf_hub_download", lambda repo, file, **_: os.fspath(tmp_path / "saved" / file))
+    monkeypatch.setattr(checkpoints, "hf_hub_download", lambda repo, file, **_: os.fspath(tmp_path / "saved" / file))
     assert_same(ChronoBackbone.from_pretrained("someone/chrono"), model)
 
 
@@ -118,7 +118,7 @@ def checkpoint(data):
 
 def load_changed(checkpoint, folder):
     torch.save(checkpoint, folder / "changed.ckpt")
-    return load_authors_checkpoint(folder / "changed.ckpt", num_heads=4, grid=(8, 8))
+    return ChronoBackbone.from_pretrained(folder / "changed.ckpt", num_heads=4, grid=(8, 8))
 
 
 def test_the_rest_of_a_lightning_file_is_ignored(checkpoint, tmp_path, authors_tiny):
@@ -156,13 +156,13 @@ def test_a_whole_adapter_may_not_be_missing(checkpoint, tmp_path):
     checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if "model.adapter.1." not in k}
     torch.save(checkpoint, tmp_path / "changed.ckpt")
     with pytest.raises(ValueError, match=r"missing keys: adapters\.1\."):
-        load_authors_checkpoint(tmp_path / "changed.ckpt", num_heads=4, grid=(8, 8))
+        ChronoBackbone.from_pretrained(tmp_path / "changed.ckpt", num_heads=4, grid=(8, 8))
 
 
 @pytest.mark.parametrize("heads", [0, 7, -4])
 def test_heads_divide_the_width(data, heads):
     with pytest.raises(ValueError, match=f"num_heads={heads}; expected a divisor of the width 48"):
-        load_authors_checkpoint(data / "authors_tiny.ckpt", num_heads=heads, grid=(8, 8))
+        ChronoBackbone.from_pretrained(data / "authors_tiny.ckpt", num_heads=heads, grid=(8, 8))
 
 
 def test_a_ckpt_by_name_takes_heads(data, authors_tiny):
@@ -209,7 +209,7 @@ def test_broken_checkpoints(data, tmp_path, contents):
     whole = (data / "authors_tiny.ckpt").read_bytes()
     (tmp_path / "broken.ckpt").write_bytes(whole[: len(whole) // 2] if contents is None else contents)
     with pytest.raises(ValueError, match=r"broken\.ckpt"):
-        load_authors_checkpoint(tmp_path / "broken.ckpt")
+        ChronoBackbone.from_pretrained(tmp_path / "broken.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_broken_checkpoints(data, tmp_path, contents):
 def test_checkpoints_of_something_else(tmp_path, contents):
     torch.save(contents, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"expected a .*checkpoint of the authors' code"):
-        load_authors_checkpoint(tmp_path / "other.ckpt")
+        ChronoBackbone.from_pretrained(tmp_path / "other.ckpt")
 
 
 def in_archive(checkpoint, path, change, compression=zipfile.ZIP_STORED):
@@ -236,7 +236,7 @@ def test_deep_nesting_does_not_overflow_the_stack(checkpoint, tmp_path):
     deep = b"\x80\x02})" + b"\x85" * 300_000 + b"K\x01s."
     in_archive(checkpoint, tmp_path / "deep.ckpt", lambda data: deep)
     with pytest.raises(ValueError, match=r"deep\.ckpt .*nested deeper than 100"):
-        load_authors_checkpoint(tmp_path / "deep.ckpt")
+        ChronoBackbone.from_pretrained(tmp_path / "deep.ckpt")
 
 
 @pytest.mark.parametrize("name", [b"builtins\nbytearray", b"torch.storage\nUntypedStorage", b"torch\nFloatTensor"])
@@ -252,7 +252,7 @@ def test_memory_that_the_file_does_not_hold(checkpoint, tmp_path, name):
 def test_compressed_checkpoints(checkpoint, tmp_path):
     in_archive(checkpoint, tmp_path / "small.ckpt", lambda data: data, zipfile.ZIP_DEFLATED)
     with pytest.raises(ValueError, match=r"small\.ckpt .*compressed"):
-        load_authors_checkpoint(tmp_path / "small.ckpt")
+        ChronoBackbone.from_pretrained(tmp_path / "small.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_an_interrupted_save_keeps_the_old_model(small_model, tmp_path, monkeypa
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pretrained, "save_file", fail)
+    monkeypatch.setattr(checkpoints, "save_file", fail)
     with pytest.raises(KeyboardInterrupt):
         small_model(radius=9.0).save_pretrained(tmp_path / "m")
     assert_same(ChronoBackbone.from_pretrained(tmp_path / "m"), model)
@@ -510,8 +510,7 @@ def gdown(monkeypatch, data, tmp_path):
 
     module.download, module.calls = download, calls
     monkeypatch.setitem(sys.modules, "gdown", module)
-    real = pretrained.load_authors_checkpoint
-    monkeypatch.setattr(pretrained, "load_authors_checkpoint", lambda path: real(path, num_heads=4, grid=(8, 8)))
+    monkeypatch.setattr(checkpoints, "read_authors", lambda path: read_authors(path, num_heads=4, grid=(8, 8)))
     return module
 
 

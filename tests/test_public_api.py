@@ -9,19 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from chrono_features.pretrained import NAMES, load_authors_checkpoint
 
 import chrono_features
-from chrono_features import (
-    ChronoBackbone,
-    ChronoConfig,
-    Tracks,
-    VisibilityHead,
-    grid_queries,
-    propagate_labels,
-    soft_argmax_track,
-)
+from chrono_features import ChronoBackbone, ChronoConfig, Tracks, grid_queries, soft_argmax_track
 from chrono_features.confidence import track_signals
-from chrono_features.pretrained import NAMES, load_authors_checkpoint
+from chrono_features.labels import propagate_labels
+from chrono_features.layers import VisibilityHead
 from chrono_features.refine import refine_photometric
 
 

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from chrono_features import Tracks, soft_argmax_track
+from chrono_features.config import SoftArgmax
 from chrono_features.evaluation.baselines import PatchFeatures
-from chrono_features.refine import SURE, refine_photometric
+from chrono_features.refine import RefineOptions, refine_photometric
 
 SIDE, FRAMES = 128, 8
 GRID = (SIDE // 4, SIDE // 4)
@@ -133,7 +134,7 @@ def test_follows_what_turns_and_grows(angle, zoom, start, shake):
     video, expected = film(warps)[None], truth(warps, queries)
     features = PatchFeatures(15, GRID)(video)
     plain = soft_argmax_track(features, queries, (SIDE, SIDE), radius=3.0)
-    found = refine_photometric(video, features, queries, plain, radius=3.0)
+    found = refine_photometric(video, features, queries, plain, soft_argmax=SoftArgmax(radius=3.0))
     assert misses(plain, expected).max() > 5 and misses(plain, expected).mean() > 1
     assert misses(found, expected).max() < 0.3
 
@@ -161,7 +162,7 @@ def test_what_passes_in_front_does_not_drag_a_point_away(pattern):
         here, shown = (torch.roll(v, move, (0, 1)) for v in (disc, cover))
         video[0, t][:, here] = shown[here].float()
     tracks = off_by(xy, queries)
-    found = refine_photometric(video, place_features(warps), queries, tracks, query_memory=False)
+    found = refine_photometric(video, place_features(warps), queries, tracks, options=RefineOptions(query_memory=False))
     assert torch.equal(found.xy[:, :, 4], tracks.xy[:, :, 4]) and (found.correlation[:, :, 4] < 0.5).all()
     assert misses(found, xy).max() < 5
     assert misses(found, xy)[..., [0, 1, 2, 7, 8, 9]].max() < 0.1
@@ -180,9 +181,12 @@ def test_a_query_is_remembered_where_pixels_fail(moving):
     )
     plain = soft_argmax_track(features, queries, (SIDE, SIDE), radius=3.0)
     without, found = (
-        refine_photometric(video, features, queries, plain, radius=3.0, query_memory=on) for on in (False, True)
+        refine_photometric(
+            video, features, queries, plain, soft_argmax=SoftArgmax(radius=3.0), options=RefineOptions(query_memory=on)
+        )
+        for on in (False, True)
     )
-    sure = without.correlation >= SURE
+    sure = without.correlation >= RefineOptions().sure_correlation
     assert sure[..., :6].all() and not sure[..., dark].any()
     assert torch.equal(found.xy[sure], without.xy[sure]) and torch.equal(
         without.xy[..., dark, :], plain.xy[..., dark, :]
@@ -208,7 +212,7 @@ def test_black_frames_are_passed_by(moving):
     video, queries, xy, tracks = moving
     video, black = video.clone(), torch.tensor([2, 3])
     video[:, black] = 0
-    found = refine_photometric(video, noise_features(), queries, tracks, query_memory=False)
+    found = refine_photometric(video, noise_features(), queries, tracks, options=RefineOptions(query_memory=False))
     assert found.xy.isfinite().all() and found.correlation.isfinite().all()
     assert torch.equal(found.xy[:, :, black], tracks.xy[:, :, black])
     seeing = ~torch.isin(queries[0, :, 0].long(), black)
@@ -223,7 +227,7 @@ def test_estimates_that_are_refused_stay_to_the_bit():
     video = F.interpolate(frames, (93, 117), mode="bilinear")[None]
     queries = some_queries() * torch.tensor([1, 117 / SIDE, 93 / SIDE])
     tracks = off_by(queries[:, :, None, 1:].double().expand(-1, -1, FRAMES, -1), queries)
-    found = refine_photometric(video, noise_features(), queries, tracks, query_memory=False)
+    found = refine_photometric(video, noise_features(), queries, tracks, options=RefineOptions(query_memory=False))
     refused = found.correlation < 0.5
     assert 0.3 < refused.float().mean() < 0.7
     assert torch.equal(found.xy[refused], tracks.xy[refused])
@@ -261,7 +265,9 @@ def test_correlations_are_from_minus_1_to_1(seed):
     still = film(shifts(1), seed=seed)
     video, queries = torch.cat([still, still, 1 - still])[None], some_queries(count=40, frames=1, margin=0)
     tracks = Tracks(queries[:, :, None, 1:].repeat(1, 1, 3, 1), torch.ones(1, 40, 3))
-    found = refine_photometric(video, noise_features(frames=3), queries, tracks, query_memory=False)
+    found = refine_photometric(
+        video, noise_features(frames=3), queries, tracks, options=RefineOptions(query_memory=False)
+    )
     assert (found.correlation.abs() <= 1).all()
     assert (found.correlation[..., 0] == 1).all() and found.correlation[..., 1].min() > 0.9999
     torch.testing.assert_close(found.xy[:, :, 1], tracks.xy[:, :, 1], rtol=0, atol=1e-3)
@@ -372,7 +378,9 @@ def test_queries_on_the_border(moving, corner):
     video = moving[0]
     queries = torch.tensor([[[3.0, *corner]]])
     tracks = Tracks(queries[:, :, None, 1:].repeat(1, 1, FRAMES, 1), torch.ones(1, 1, FRAMES))
-    found = refine_photometric(video, PatchFeatures(grid=GRID)(video), queries, tracks, query_memory=False)
+    found = refine_photometric(
+        video, PatchFeatures(grid=GRID)(video), queries, tracks, options=RefineOptions(query_memory=False)
+    )
     assert found.xy.isfinite().all() and found.correlation.isfinite().all()
     assert found.xy[0, 0, 3].tolist() == list(corner)
     assert (found.xy - tracks.xy).abs().max() < 20

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from chrono_features import ChronoBackbone, Tracks, VisibilityHead, grid_queries, soft_argmax_track
+from chrono_features import ChronoBackbone, Tracks, grid_queries, soft_argmax_track
+from chrono_features.layers import VisibilityHead
 
 FIELDS = ("xy", "similarity", "visible", "logits", "correlation", "confidence")
 

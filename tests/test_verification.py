@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chrono_features import pretrained
 from chrono_features.evaluation import verification
 from chrono_features.evaluation.published import published
 
@@ -59,13 +58,13 @@ def test_davis_is_measured_in_the_authors_settings(small_model, davis, monkeypat
 
 def test_verify_loads_the_authors_weights(small_model, monkeypatch) -> None:
     loaded, model = [], small_model()
-    monkeypatch.setattr(pretrained, "load", lambda name: loaded.append(name) or model)
+    monkeypatch.setattr(verification.ChronoBackbone, "from_pretrained", lambda name: loaded.append(name) or model)
     monkeypatch.setattr(verification, "compare", lambda *arguments: arguments)
-    assert pretrained.verify("chrono-vitb14", "d.pkl") == ("chrono-vitb14", model, "d.pkl") and loaded == [
+    assert verification.verify("chrono-vitb14", "d.pkl") == ("chrono-vitb14", model, "d.pkl") and loaded == [
         "chrono-vitb14"
     ]
     with pytest.raises(ValueError, match="name='chrono-tiny'; expected one of chrono-vits14, chrono-vitb14"):
-        pretrained.verify("chrono-tiny")
+        verification.verify("chrono-tiny")
 
 
 def test_published_numbers() -> None:

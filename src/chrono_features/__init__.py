@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 from .config import ChronoConfig
@@ -12,7 +13,7 @@ __version__ = "0.4.0"
 
 __all__ = ["ChronoBackbone", "ChronoConfig", "Tracks", "grid_queries", "soft_argmax_track"]
 
-# Names that were here until version 0.4, and where they are now
+# Names that were here until version 0.4, and their modules
 _MOVED = {"TemporalAdapter": "adapter", "VisibilityHead": "layers", "propagate_labels": "labels"}
 
 
@@ -21,5 +22,7 @@ def __getattr__(name: str) -> Any:
     if name == "ChronoBackbone":
         return importlib.import_module(f"{__name__}.backbone").ChronoBackbone
     if name in _MOVED:
-        raise AttributeError(f"{name} is no longer here; expected from {__name__}.{_MOVED[name]} import {name}")
+        module = f"{__name__}.{_MOVED[name]}"
+        warnings.warn(f"{name} moved: from {module} import {name}", DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -123,9 +124,10 @@ class ChronoBackbone(
         """
         return chunking.clip_statistics(self, video, grid, max_frames_in_memory, offload)
 
-    def calibrate(self, *_: Any, **__: Any) -> Tensor:
-        """Renamed to `clip_statistics`."""
-        raise AttributeError("calibrate is called clip_statistics since version 0.5: model.clip_statistics(video)")
+    def calibrate(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Deprecated name of `clip_statistics`."""
+        warnings.warn("calibrate is now called clip_statistics", DeprecationWarning, stacklevel=2)
+        return self.clip_statistics(*args, **kwargs)
 
     def stream(
         self,

@@ -14,19 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import TINY, tiny
 
-from chrono_features import (
-    ChronoBackbone,
-    ChronoConfig,
-    TemporalAdapter,
-    Tracks,
-    VisibilityHead,
-    grid_queries,
-    propagate_labels,
-    soft_argmax_track,
-    viz,
-)
+from chrono_features import ChronoBackbone, ChronoConfig, Tracks, grid_queries, soft_argmax_track, viz
+from chrono_features.adapter import TemporalAdapter
 from chrono_features.confidence import fit, probability, track_signals, with_confidence
-from chrono_features.pretrained import load
+from chrono_features.labels import propagate_labels
+from chrono_features.layers import VisibilityHead
 from chrono_features.refine import refine_photometric
 
 CLIP = tiny()
@@ -36,7 +28,7 @@ QUERIES = torch.tensor([[[0.0, 3.0, 4.0], [2.0, 16.0, 0.5], [1.0, 8.0, 8.0]]])
 with torch.no_grad():
     FEATURES = CLIP(VIDEO)
     TRACKS = CLIP.track(VIDEO, QUERIES)
-    STATS = CLIP.calibrate(VIDEO)
+    STATS = CLIP.clip_statistics(VIDEO)
 
 
 class Call(NamedTuple):
@@ -111,7 +103,7 @@ CALLS = {
         of_frames,
         ("frame", "video"),
     ),
-    "calibrate": Call(CLIP.calibrate, {"video": VIDEO, "grid": (4, 4), **LONG_VIDEO}, is_finite),
+    "clip_statistics": Call(CLIP.calibrate, {"video": VIDEO, "grid": (4, 4), **LONG_VIDEO}, is_finite),
     "stream": Call(
         lambda **arguments: stream(CLIP, **arguments),
         {"stats": STATS, "frames": VIDEO, "grid": (4, 4), "causal": True, "force": True},
@@ -205,9 +197,11 @@ CALLS = {
     "ChronoConfig of choices": Call(replaced, CHOICES),
     "ChronoConfig.from_dict": Call(ChronoConfig.from_dict, {"values": TINY}, also=("keys",)),
     "ChronoBackbone": Call(lambda config: ChronoBackbone(config), {"config": TINY}, also=("keys",)),
-    "load": Call(load, {"name": "chrono-tiny", "grid": (4, 4), "temperature": 20.0, "window": (1, 1)}),
+    "load": Call(
+        ChronoBackbone.from_pretrained, {"name": "chrono-tiny", "grid": (4, 4), "temperature": 20.0, "window": (1, 1)}
+    ),
     "load with other sizes": Call(
-        load, {"name": "chrono-tiny", **SIZES, "adapter_blocks": "all"}, also=("chrono-tiny",)
+        ChronoBackbone.from_pretrained, {"name": "chrono-tiny", **SIZES, "adapter_blocks": "all"}, also=("chrono-tiny",)
     ),
     "vit_kwargs": Call(
         lambda **kwargs: ChronoBackbone({**TINY, "vit_kwargs": {**TINY["vit_kwargs"], **kwargs}})(VIDEO),

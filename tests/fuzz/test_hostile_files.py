@@ -25,7 +25,6 @@ from chrono_features import ChronoBackbone, Tracks
 from chrono_features.cli.app import _read_points
 from chrono_features.data.clip import LabelledVideo, Unusable
 from chrono_features.data.readers import open_dataset
-from chrono_features.pretrained import load_authors_checkpoint
 from chrono_features.video import read_video
 
 SECONDS = 30  # a call that takes longer hangs
@@ -106,7 +105,7 @@ def playlist(folder: Path) -> Path:
 
 
 def authors_checkpoint(path: Path) -> ChronoBackbone:
-    return load_authors_checkpoint(path, num_heads=2, grid=(4, 4))
+    return ChronoBackbone.from_pretrained(path, num_heads=2, grid=(4, 4))
 
 
 def past_damage(path: Path) -> Any:

@@ -10,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from tiny_models import tiny
 
-from chrono_features import ChronoBackbone, Tracks, grid_queries, propagate_labels, soft_argmax_track
+from chrono_features import ChronoBackbone, Tracks, grid_queries, soft_argmax_track
+from chrono_features.labels import propagate_labels
 
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -77,7 +78,7 @@ def test_features(model: ChronoBackbone, shape: tuple, grid: Any, seed: int, ste
 def test_streams(model: ChronoBackbone, shape: tuple, grid: Any, seed: int, cuts: list[int]) -> None:
     video = draw(seed, *shape)
     of_clip = any(adapter.norm_of_clip for adapter in model.adapters.values())
-    stream = model.stream(model.calibrate(video, grid) if of_clip else None, grid=grid)
+    stream = model.stream(model.clip_statistics(video, grid) if of_clip else None, grid=grid)
     out, start = [], 0
     for cut in cuts:
         if start < video.shape[1]:
