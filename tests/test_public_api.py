@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from chrono_features.pretrained import NAMES, load_authors_checkpoint
 
 import chrono_features
 from chrono_features import ChronoBackbone, ChronoConfig, Tracks, grid_queries, soft_argmax_track
+from chrono_features.adapter import TemporalAdapter
+from chrono_features.checkpoints import NAMES
 from chrono_features.confidence import track_signals
 from chrono_features.labels import propagate_labels
 from chrono_features.layers import VisibilityHead
@@ -27,11 +28,8 @@ def test_public_names():
     expected = {
         "ChronoBackbone",
         "ChronoConfig",
-        "TemporalAdapter",
         "Tracks",
-        "VisibilityHead",
         "grid_queries",
-        "propagate_labels",
         "soft_argmax_track",
     }
     assert set(chrono_features.__all__) == expected
@@ -65,19 +63,23 @@ def test_signatures():
     assert names(grid_queries) == ["size", "image_size", "t"]
     assert names(ChronoBackbone.__init__)[1:] == ["config", "pretrained_vit", "backend"]
     assert names(ChronoBackbone.forward)[1:] == ["video", "grid", "max_frames_in_memory", "offload"]
-    assert names(load_authors_checkpoint) == ["path", "num_heads", "grid"]
-    options = ["features", "refine", "confidence", "max_frames_in_memory", "offload", "options"]
+    options = ["features", "refine", "confidence", "temperature", "radius", "visible_threshold"]
+    options += ["correlation_dtype", "memory_budget", "max_frames_in_memory", "offload"]
     assert names(ChronoBackbone.track)[1:] == ["video", "queries", "grid", *options]
-    soft_argmax = ["temperature", "radius"]
-    assert names(refine_photometric) == ["video", "features", "queries", "tracks", *soft_argmax, "query_memory"]
+    assert names(refine_photometric) == ["video", "features", "queries", "tracks", "soft_argmax", "options"]
     assert names(track_signals) == ["features", "queries", "tracks", "image_size", "temperature", "radius"]
     expected = ["xy", "similarity", "visible", "logits", "correlation", "confidence"]
     assert [f.name for f in dataclasses.fields(Tracks)] == expected
 
 
 def test_where_names_live():
-    homes = {grid_queries: "queries", VisibilityHead: "visibility", propagate_labels: "labels", Tracks: "tracks"}
+    homes = {TemporalAdapter: "adapter", VisibilityHead: "layers", propagate_labels: "labels"}
     assert {value: value.__module__ for value in homes} == {v: f"chrono_features.{n}" for v, n in homes.items()}
+    for value, home in homes.items():  # where they were until version 0.4
+        with pytest.warns(DeprecationWarning, match=f"from chrono_features.{home} import {value.__name__}"):
+            assert getattr(chrono_features, value.__name__) is value
+    with pytest.raises(AttributeError, match="'nothing'"):
+        chrono_features.nothing  # noqa: B018
 
 
 def test_defaults_of_the_configuration():

@@ -422,8 +422,8 @@ def test_nothing_is_changed_in_place_and_no_gradients_are_kept(moving):
         ({"queries": torch.tensor([[[FRAMES, 1.0, 1.0]]])}, r"queries\[0, 0\]"),
         ({"queries": torch.tensor([[[0, 1.0, SIDE + 1]]])}, r"queries\[0, 0\]"),
         ({"queries": torch.zeros(1, 3, 3)}, r"tracks\.xy of shape \(1, 12, 8, 2\); expected \(1, 3, 8, 2\)"),
-        ({"temperature": 0.0}, "temperature=0.0"),
-        ({"radius": math.nan}, "radius=nan"),
+        ({"soft_argmax": 3.0}, "soft_argmax=3.0; expected a SoftArgmax"),
+        ({"options": {}}, "options={}; expected a RefineOptions"),
     ],
 )
 def test_errors_name_the_argument(moving, change, message):

@@ -63,7 +63,7 @@ def test_verify_loads_the_authors_weights(small_model, monkeypatch) -> None:
     assert verification.verify("chrono-vitb14", "d.pkl") == ("chrono-vitb14", model, "d.pkl") and loaded == [
         "chrono-vitb14"
     ]
-    with pytest.raises(ValueError, match="name='chrono-tiny'; expected one of chrono-vits14, chrono-vitb14"):
+    with pytest.raises(ValueError, match="name='chrono-tiny'; expected 'chrono-vits14' or 'chrono-vitb14'"):
         verification.verify("chrono-tiny")
 
 
