@@ -24,7 +24,7 @@ SMALL = {
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    return Path(__file__).parent / "data"
+    return Path(__file__).parent / "files"
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ from chrono_features.evaluation.store import Store
 from chrono_features.evaluation.trackers import baseline
 from chrono_features.video import write_video
 
-DATA = Path(__file__).parent.parent / "data"
+DATA = Path(__file__).parents[1] / "files"
 EXTREMES = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
 SIGNS = [
     b"0",

@@ -1,4 +1,4 @@
-"""FLOPs, bytes and the floors they set, beside measured times: `python -m benchmarks.roofline [--grid 64]`.
+"""FLOPs, bytes and the floors they set, beside measured times: `python -m benchmarks.speed.roofline [--grid 64]`.
 
 For the parts of one frame: the larger of FLOPs over the device's matrix rate and bytes over its bandwidth, both
 measured here, is the least that a part can take. Bytes count every input once and every output once; matching runs in
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from chrono_features import soft_argmax_track
 from chrono_features.ops.clip_norm import frame_moments
 
-from . import harness
+from .. import harness
 from .adapters import VITS, random_model
 
 QUERIES = 1024

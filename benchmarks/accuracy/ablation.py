@@ -1,4 +1,4 @@
-"""What clips are made of, and what time does, at small scale: `python -m benchmarks.ablation --table time ...`.
+"""What clips are made of, and what time does, at small scale: `python -m benchmarks.accuracy.ablation --table time ...`.
 
 *scenes*: the recipe's first stage, much shortened, from nothing, on clips with more and more in them. *time*: a model
 goes on with all its weights and with fresh adapters of different kinds, on slow clips with long occlusions and strong
@@ -40,7 +40,7 @@ from chrono_features.files import write_beside
 from chrono_features.training import Recipe, Stage, train
 from chrono_features.training.recipes import TINY
 
-from . import harness
+from .. import harness
 
 SIZE, GRID = (128, 128), (16, 16)
 TWIN = Stage(

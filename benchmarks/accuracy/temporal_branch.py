@@ -1,6 +1,6 @@
 """Purely temporal branches beside the released adapters, against twins that see one frame.
 
-`python -m benchmarks.temporal_branch train OUT --textures PHOTOGRAPHS --seed 0`, then `... score OUT --textures ...`.
+`python -m benchmarks.accuracy.temporal_branch train OUT --textures PHOTOGRAPHS --seed 0`, then `... score OUT --textures ...`.
 
 The released `chrono-tiny` is frozen, its adapters see one frame. After every block but the last there is a new branch,
 zero at first, at every token: LayerNorm, 1 x 1 down, attention over the frames of a window at the same place with a
@@ -41,7 +41,7 @@ from chrono_features.training.augment import augment_colour
 from chrono_features.training.batches import draw_queries
 from chrono_features.training.losses import grid_cross_entropy, huber_loss
 
-from . import harness
+from .. import harness
 from .temporal_averaging import GRID, SIZE, Sample, h264, low_light, noise, score
 from .temporal_averaging import KINDS as DAMAGED
 from .temporal_averaging import synthetic as held_out

@@ -1,4 +1,4 @@
-"""Accuracy against cost over grids: `python -m benchmarks.pareto PATH [--model chrono-tiny]`.
+"""Accuracy against cost over grids: `python -m benchmarks.speed.pareto PATH [--model chrono-tiny]`.
 
 PATH is a file of real videos with point tracks, as `chrono-features eval --data real_tracks=PATH` takes it; protocol
 *first* at 256 x 256. A token grid is the lever on CPUs: half the side is a quarter of the tokens.
@@ -18,7 +18,7 @@ from chrono_features.data.readers import open_dataset
 from chrono_features.evaluation.run import evaluate
 from chrono_features.evaluation.trackers import from_model
 
-from . import harness
+from .. import harness
 
 
 def measure(path: Path, name: str, grids: list[int], device: str) -> dict[str, list[harness.Row]]:

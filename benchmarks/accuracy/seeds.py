@@ -1,4 +1,4 @@
-"""How much of what chrono-tiny scores is luck: its recipe with several seeds, `python -m benchmarks.seeds ...`.
+"""How much of what chrono-tiny scores is luck: its recipe with several seeds, `python -m benchmarks.accuracy.seeds ...`.
 
 `--recipe short` is shortened so much that one seed takes three quarters of an hour on one CPU core, and held-out clips
 are scored at 128 x 128. The others are for a GPU: the recipe as it was `released`, what should be trained `next`, so
@@ -26,7 +26,7 @@ from chrono_features.files import write_beside
 from chrono_features.training import train
 from chrono_features.training.recipes import TINY
 
-from . import harness
+from .. import harness
 from .ablation import GRID, SCENES, SIZE, TIME, Noisy, check, open_tracks, rows, scored
 
 FRAMES, CLIPS = TINY.stages

@@ -1,4 +1,4 @@
-"""Memory and time against the length of a clip: `python -m benchmarks.long_video [--frames 100 500 2000]`.
+"""Memory and time against the length of a clip: `python -m benchmarks.speed.long_video [--frames 100 500 2000]`.
 
 ViT-S/14 with adapters at a 16 x 16 grid, in chunks. Peak memory is what is taken beyond the video; the last column
 leaves out the stream of tokens and the features, which grow with the clip and can be offloaded. Every length runs in a
@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from . import harness
+from .. import harness
 from .adapters import random_model
 
 GRID, IMAGE = 16, 128
@@ -43,7 +43,7 @@ def measure(device: str, lengths: list[int], chunk: int, offload: str | None = N
         call = [
             sys.executable,
             "-m",
-            "benchmarks.long_video",
+            "benchmarks.speed.long_video",
             "--device",
             device,
             "--chunk",

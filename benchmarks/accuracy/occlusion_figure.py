@@ -1,4 +1,4 @@
-"""The README's picture: `python -m benchmarks.occlusion_figure`, on the clip that comes with the package.
+"""The README's picture: `python -m benchmarks.accuracy.occlusion_figure`, on the clip that comes with the package.
 
 One query's similarity map in several frames: adapters off above, on below. Each row circles what its features find;
 both rows share one scale.

@@ -153,7 +153,7 @@ def test_every_command_ends_with_what_it_wrote_and_the_next_step(
         lambda network, *_: network,  # fits on many clips
     )
     monkeypatch.setattr("chrono_features.evaluation.verification.verify", lambda *_, **__: [("delta", "63.0", None)])
-    checkpoint = Path(__file__).parent / "data" / "authors_tiny.ckpt"
+    checkpoint = Path(__file__).parents[1] / "files" / "authors_tiny.ckpt"
     davis = tapvid(tmp_path / "davis.pkl")
     folder, out = tmp_path / "a folder", tmp_path / "out"
     commands = {
@@ -758,7 +758,7 @@ def test_calibrate_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def media(name: str) -> Path:
-    return Path(__file__).parent / "data" / "media" / name
+    return Path(__file__).parents[1] / "files" / "media" / name
 
 
 def test_damage_is_named_in_the_command_line_s_words(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What refinement and confidence cost beside the features: `python -m benchmarks.refinement`."""
+"""What refinement and confidence cost beside the features: `python -m benchmarks.speed.refinement`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from chrono_features import ChronoBackbone, Tracks, grid_queries
 from chrono_features.data.synthetic import make_clip
 from chrono_features.refine import refine_photometric
 
-from . import harness
+from .. import harness
 
 
 def without_memory(model: ChronoBackbone, video: torch.Tensor, features: torch.Tensor, queries: torch.Tensor) -> Tracks:

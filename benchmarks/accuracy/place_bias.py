@@ -1,4 +1,4 @@
-"""Whether a model finds a point by where it is: `python -m benchmarks.shift --photographs FOLDER`.
+"""Whether a model finds a point by where it is: `python -m benchmarks.accuracy.place_bias --photographs FOLDER`.
 
 Two views of 256 x 256 pixels of a photograph, one further to the right by some pixels, each a clip of its own: features
 that know nothing of position match equally well at every shift. Every point is seen in both views.
@@ -19,7 +19,7 @@ from torch import Tensor
 from chrono_features import ChronoBackbone, soft_argmax_track
 from chrono_features.data.photo_warps import photographs
 
-from . import harness
+from .. import harness
 
 SHIFTS = 0, 13, 26, 51, 77, 102, 128, 154  # pixels
 SIDE, BORDER, POINTS = 256, 8, 100

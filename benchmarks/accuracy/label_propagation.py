@@ -1,6 +1,6 @@
 """Labels carried with few neighbours of unlike weight, as DINO's evaluation has it, or many of like weight.
 
-`python -m benchmarks.labels --masks DAVIS`: J&F, in percent, of raw colours, of a model's features and of both, on a
+`python -m benchmarks.accuracy.label_propagation --masks DAVIS`: J&F, in percent, of raw colours, of a model's features and of both, on a
 folder in DAVIS's layout.
 """
 
@@ -21,7 +21,7 @@ from chrono_features.data.readers import open_dataset
 from chrono_features.evaluation.baselines import ColourFeatures
 from chrono_features.evaluation.masks import propagation_metrics
 
-from . import harness
+from .. import harness
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "5 neighbours, temperature 10 (DINO)": {"neighbours": 5, "temperature": 10.0},

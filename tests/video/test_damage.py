@@ -11,7 +11,7 @@ from chrono_features.video import iter_frames, read_video
 
 av = pytest.importorskip("av")
 
-MEDIA = Path(__file__).parent / "data" / "media"
+MEDIA = Path(__file__).parents[1] / "files" / "media"
 RNG = np.random.default_rng(0)
 NOISE = [RNG.integers(0, 255, (48, 64, 3)).astype(np.uint8) for _ in range(40)]
 

@@ -1,4 +1,4 @@
-"""What `chrono-tiny` costs beside the smallest ViT of timm, and what its clips cost: `python -m benchmarks.tiny`."""
+"""What `chrono-tiny` costs beside the smallest ViT of timm, and what its clips cost: `python -m benchmarks.speed.tiny`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from chrono_features import ChronoBackbone, grid_queries
 from chrono_features.data.synthetic import make_clip
 
-from . import harness
+from .. import harness
 
 FRAMES = 48
 IMAGE = (256, 256)

@@ -1,4 +1,4 @@
-"""From a video tensor to tracks: `python -m benchmarks.end_to_end [--queries 256 1024 4096 100000]`.
+"""From a video tensor to tracks: `python -m benchmarks.speed.end_to_end [--queries 256 1024 4096 100000]`.
 
 ViT-S/14 with adapters (random weights, which do not change the time). Points/s is queries x frames over seconds.
 """
@@ -9,7 +9,7 @@ import torch
 
 from chrono_features import soft_argmax_track
 
-from . import harness
+from .. import harness
 from .adapters import random_model
 
 IMAGE = (256, 256)

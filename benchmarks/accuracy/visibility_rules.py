@@ -1,6 +1,6 @@
 """What the parts of refinement are worth, and the rules for *visible* that were to choose from.
 
-`python -m benchmarks.choices --data warps=photographs/ "held-out clips:synthetic=photographs/:16"`: a column for every
+`python -m benchmarks.accuracy.visibility_rules --data warps=photographs/ "held-out clips:synthetic=photographs/:16"`: a column for every
 data set, as `chrono-features eval` takes them; a name of one's own may stand before a colon, and the number of videos,
 if not all, behind another. Mode *first*, 256 x 256.
 """
@@ -24,7 +24,7 @@ from chrono_features.data.readers import open_dataset
 from chrono_features.evaluation.scores import Clip, track_records
 from chrono_features.evaluation.trackers import Contender, from_model
 
-from . import harness
+from .. import harness
 
 NEVER = 2.0  # no correlation is as high
 PARTS = {

@@ -10,7 +10,7 @@ from chrono_features.video import read_video
 
 av = pytest.importorskip("av")
 
-MEDIA = Path(__file__).parent / "data" / "media"
+MEDIA = Path(__file__).parents[1] / "files" / "media"
 SIDES = {"left": b"\x54\xcc", "right": b"\x54\xdd", "top": b"\x54\xbb", "bottom": b"\x54\xaa"}
 
 

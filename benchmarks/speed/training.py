@@ -1,4 +1,4 @@
-"""Whether clips are made as fast as they are learned from: `python -m benchmarks.training [--textures DIR]`.
+"""Whether clips are made as fast as they are learned from: `python -m benchmarks.speed.training [--textures DIR]`.
 
 On a GPU, start NVIDIA's multi-process service first (`nvidia-cuda-mps-control -d`), or the processes take turns there.
 
@@ -22,7 +22,7 @@ from chrono_features.training.batches import Batch, SyntheticBatches
 from chrono_features.training.loop import Trainee, loader
 from chrono_features.training.recipes import TINY, Stage
 
-from . import harness
+from .. import harness
 
 
 def measure(

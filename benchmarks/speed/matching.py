@@ -1,4 +1,4 @@
-"""Soft-argmax matching against the formula written out: `python -m benchmarks.matching`.
+"""Soft-argmax matching against the formula written out: `python -m benchmarks.speed.matching`.
 
 Time, points/s and peak memory beyond inputs and outputs, of tracking and of a training step through the matching. The
 literal formula holds the similarity volume: 1,024 queries x 100 frames x 64 x 64 cells are 1.7 GB, several times over.
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from chrono_features import soft_argmax_track
 
-from . import harness
+from .. import harness
 from .published import literal_track
 
 GRID, CHANNELS, IMAGE = 64, 384, (256, 256)

@@ -514,7 +514,7 @@ def test_features_of_a_trackers_own_network(kind, stride, channels):
 
 # --- recipes of the documentation -------------------------------------------------------------------------------------
 
-RECIPES = Path(__file__).parent.parent / "docs" / "refiners.md"
+RECIPES = Path(__file__).parents[2] / "docs" / "refiners.md"
 
 
 @pytest.fixture(scope="module")

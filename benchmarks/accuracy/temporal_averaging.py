@@ -1,4 +1,4 @@
-"""What averaging features over time could gain, without training: `python -m benchmarks.temporal_averaging`.
+"""What averaging features over time could gain, without training: `python -m benchmarks.accuracy.temporal_averaging`.
 
 Single-frame features (window closed, bfloat16) of a model are averaged over neighbouring frames in several ways, and
 points are tracked with them by soft-argmax. Averages replace the query's feature (*query*), the features that are
@@ -35,7 +35,7 @@ from chrono_features.data.synthetic_clips import FIRST_SEED
 from chrono_features.evaluation.metrics import bootstrap_interval
 from chrono_features.training.batches import draw_queries
 
-from . import harness
+from .. import harness
 
 SIZE, GRID, FRAMES, POINTS = (192, 192), (24, 24), 16, 96
 REAL_GRID, REAL_FRAMES = (24, 24), 24

@@ -1,4 +1,4 @@
-"""Everything to run where there is a GPU: `python -m benchmarks.gpu [--out FOLDER] [--part checks|benchmarks]`.
+"""Everything to run where there is a GPU: `python -m benchmarks.speed.gpu [--out FOLDER] [--part checks|benchmarks]`.
 
 First correctness: every path on the GPU against the CPU in float64 or against its plain twin. Then every benchmark, and
 which attention kernels won, as entries for the tables in `ops/spatial_attention.py` and `ops/temporal_attention.py`.
@@ -21,7 +21,8 @@ from chrono_features.data.synthetic import make_clip
 from chrono_features.labels import propagate_labels
 from chrono_features.ops.temporal_attention import plain_temporal_attention, temporal_attention
 
-from . import adapters, end_to_end, harness, long_video, matching, refinement, roofline, tiny
+from .. import harness
+from . import adapters, end_to_end, long_video, matching, refinement, roofline, tiny
 
 WINS = 0.97  # of the other's time: less is noise
 TOLERANCE = {"float32": 1e-4, "tf32": 5e-3, "float16": 1e-2, "bfloat16": 5e-2}

@@ -1,4 +1,4 @@
-"""What the temporal adapters cost: `python -m benchmarks.adapters [--grid 64] [--compile] [--backward]`.
+"""What the temporal adapters cost: `python -m benchmarks.speed.adapters [--grid 64] [--compile] [--backward]`.
 
 Features of a clip by plain timm DINOv2 (ViT-S/14 or ViT-B/14), by this library on each backend, and by the same network
 with the adapters in their published form, all in one run. Weights are random: they do not change the time.
@@ -13,7 +13,7 @@ import torch
 
 from chrono_features import ChronoBackbone, ChronoConfig
 
-from . import harness
+from .. import harness
 from .published import PublishedAdapter, published_network
 
 VITS = {"small": "vit_small_patch14_dinov2.lvd142m", "base": "vit_base_patch14_dinov2.lvd142m"}

@@ -22,7 +22,7 @@ from chrono_features.video import DEFAULT_FPS, frame_rate, iter_frames, read_vid
 av = pytest.importorskip("av")
 Image = pytest.importorskip("PIL.Image")
 
-MEDIA = Path(__file__).parent / "data" / "media"
+MEDIA = Path(__file__).parents[1] / "files" / "media"
 RED, GREEN, BLUE = (250, 20, 30), (10, 200, 60), (30, 60, 220)
 
 

@@ -1,4 +1,4 @@
-"""Figures of docs/results.md: `python -m benchmarks.evaluation_figures results.json --data real_tracks=PATH`.
+"""Figures of docs/results.md: `python -m benchmarks.accuracy.figures results.json --data real_tracks=PATH`.
 
 From the whole of what `chrono-features eval` wrote: the worst tracks of a tracker, frame by frame with the truth, how
 reliable the confidences of all trackers are, and their calibration errors.
@@ -19,7 +19,7 @@ from chrono_features.evaluation.charts import STYLE, reliability_chart
 from chrono_features.evaluation.report import draw_clip
 from chrono_features.evaluation.summary import pooled_reliability
 
-IMAGES = Path(__file__).parent.parent / "docs" / "images"
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
 COLUMNS, SIDE = 6, 200
 
 

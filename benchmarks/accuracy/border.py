@@ -1,4 +1,4 @@
-"""How far soft-argmax positions are pulled inwards near the border of the image: `python -m benchmarks.border`.
+"""How far soft-argmax positions are pulled inwards near the border of the image: `python -m benchmarks.accuracy.border`.
 
 Held-out synthetic clips with procedural textures, 8 frames of 256 x 256 pixels, points seen in their frame. `own frame`
 adds the error that soft-argmax makes in the query frame, where the truth is known, to every position.
@@ -17,7 +17,7 @@ from chrono_features.data.synthetic import make_clip
 from chrono_features.ops.matching import sample_features
 from chrono_features.training.batches import VALIDATION_SEED
 
-from . import harness
+from .. import harness
 
 SIDE, FRAMES, POINTS = 256, 8, 1500
 BOUNDS = 0.0, 0.5, 1.0, 2.0, 5.0, 1000.0  # cells from the border
