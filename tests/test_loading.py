@@ -246,7 +246,7 @@ def test_memory_that_the_file_does_not_hold(checkpoint, tmp_path, name):
     in_archive(checkpoint, tmp_path / "made.ckpt", lambda data: made)
     assert "model.x" in torch.load(tmp_path / "made.ckpt", weights_only=True)["state_dict"]
     with pytest.raises(ValueError, match=r"made\.ckpt is not a whole checkpoint: it wants \w+"):
-        load_authors_checkpoint(tmp_path / "made.ckpt")
+        ChronoBackbone.from_pretrained(tmp_path / "made.ckpt")
 
 
 def test_compressed_checkpoints(checkpoint, tmp_path):

@@ -1,4 +1,6 @@
-"""What clips are made of, and what time does, at small scale: `python -m benchmarks.accuracy.ablation --table time ...`.
+"""What clips are made of, and what time does, at small scale.
+
+`python -m benchmarks.accuracy.ablation --table time ...`.
 
 *scenes*: the recipe's first stage, much shortened, from nothing, on clips with more and more in them. *time*: a model
 goes on with all its weights and with fresh adapters of different kinds, on slow clips with long occlusions and strong

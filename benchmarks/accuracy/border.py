@@ -1,4 +1,6 @@
-"""How far soft-argmax positions are pulled inwards near the border of the image: `python -m benchmarks.accuracy.border`.
+"""How far soft-argmax positions are pulled inwards near the border of the image.
+
+`python -m benchmarks.accuracy.border`.
 
 Held-out synthetic clips with procedural textures, 8 frames of 256 x 256 pixels, points seen in their frame. `own frame`
 adds the error that soft-argmax makes in the query frame, where the truth is known, to every position.

@@ -1,6 +1,7 @@
 """Labels carried with few neighbours of unlike weight, as DINO's evaluation has it, or many of like weight.
 
-`python -m benchmarks.accuracy.label_propagation --masks DAVIS`: J&F, in percent, of raw colours, of a model's features and of both, on a
+`python -m benchmarks.accuracy.label_propagation --masks DAVIS`: J&F, in percent, of raw colours, of a model's
+features and of both, on a
 folder in DAVIS's layout.
 """
 

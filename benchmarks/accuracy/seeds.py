@@ -1,4 +1,6 @@
-"""How much of what chrono-tiny scores is luck: its recipe with several seeds, `python -m benchmarks.accuracy.seeds ...`.
+"""How much of what chrono-tiny scores is luck: its recipe with several seeds.
+
+`python -m benchmarks.accuracy.seeds ...`.
 
 `--recipe short` is shortened so much that one seed takes three quarters of an hour on one CPU core, and held-out clips
 are scored at 128 x 128. The others are for a GPU: the recipe as it was `released`, what should be trained `next`, so

@@ -1,6 +1,7 @@
 """Purely temporal branches beside the released adapters, against twins that see one frame.
 
-`python -m benchmarks.accuracy.temporal_branch train OUT --textures PHOTOGRAPHS --seed 0`, then `... score OUT --textures ...`.
+`python -m benchmarks.accuracy.temporal_branch train OUT --textures PHOTOGRAPHS --seed 0`, then `... score OUT
+--textures ...`.
 
 The released `chrono-tiny` is frozen, its adapters see one frame. After every block but the last there is a new branch,
 zero at first, at every token: LayerNorm, 1 x 1 down, attention over the frames of a window at the same place with a

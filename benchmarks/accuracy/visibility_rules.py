@@ -1,6 +1,7 @@
 """What the parts of refinement are worth, and the rules for *visible* that were to choose from.
 
-`python -m benchmarks.accuracy.visibility_rules --data warps=photographs/ "held-out clips:synthetic=photographs/:16"`: a column for every
+`python -m benchmarks.accuracy.visibility_rules --data warps=photographs/ "held-out
+clips:synthetic=photographs/:16"`: a column for every
 data set, as `chrono-features eval` takes them; a name of one's own may stand before a colon, and the number of videos,
 if not all, behind another. Mode *first*, 256 x 256.
 """

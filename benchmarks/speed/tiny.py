@@ -1,4 +1,6 @@
-"""What `chrono-tiny` costs beside the smallest ViT of timm, and what its clips cost: `python -m benchmarks.speed.tiny`."""
+"""What `chrono-tiny` costs beside the smallest ViT of timm, and what its clips cost.
+
+`python -m benchmarks.speed.tiny`."""
 
 from __future__ import annotations
 

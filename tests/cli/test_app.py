@@ -23,8 +23,9 @@ from chrono_features.video import read_video, write_video
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("av")
 
+from chrono_features.cli import evaluation as command  # noqa: E402
 from chrono_features.cli.app import app, check_output, parse_grid, parse_queries, pick_device  # noqa: E402
-from chrono_features.evaluation import baselines, command  # noqa: E402
+from chrono_features.evaluation import baselines  # noqa: E402
 
 TINY = ChronoConfig(
     vit="vit_tiny_patch16_224",

@@ -199,7 +199,7 @@ import sys
 from pathlib import Path
 from chrono_features.evaluation.run import evaluate
 sys.path.insert(0, sys.argv[1])
-from test_evaluate import Counting, five
+from test_run import Counting, five
 
 class Telling(Counting):
     def __call__(self, video, queries):

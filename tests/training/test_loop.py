@@ -13,7 +13,9 @@ import torch
 
 pytest.importorskip("accelerate")
 
-from chrono_features import ChronoBackbone, ChronoConfig, grid_queries
+from tiny_training import CLIPS, CONFIG, RECIPE, STAGE, run
+
+from chrono_features import ChronoBackbone, grid_queries
 from chrono_features.extras import how_to_install
 from chrono_features.training import RECIPES, Recipe, Stage, loop, train
 from chrono_features.training import batches as data
@@ -136,9 +138,6 @@ def test_augmentation_is_the_same_for_all_frames_and_by_seed():
     assert torch.equal(augment_colour(video, torch.Generator(), jitter=0, grey=0), video)
 
 
-STAGE = Stage("pairs", 8, (2, 2), (1, 2), (32, 32), (8, 8), 2, 16, 3e-3, scene="raycast", adapters=False)
-
-
 def test_a_step_decides_its_batch():
     batches = SyntheticBatches(STAGE, None, seed=1)
     first, again, other = batches[3], SyntheticBatches(STAGE, None, seed=1)[3], batches[4]
@@ -184,17 +183,6 @@ def test_processes_and_seeds_see_clips_of_their_own():
 
 # --- The loop ---------------------------------------------------------------------------------------------------------
 
-CONFIG = ChronoConfig(
-    vit="vit_tiny_patch16_224",
-    vit_kwargs={"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "class_token": False,
-                "global_pool": "", "pos_embed": "none"},
-    grid=(8, 8), stem="conv", norm="token", adapter_channels=8, adapter_heads=2, freeze_vit=False, radius=3.0,
-)  # fmt: skip
-CLIPS = dataclasses.replace(
-    STAGE, name="clips", steps=4, frames=(2, 4), adapters=True, views=2, frames_after=(0, 6), cross_entropy=(1.0, 0.5)
-)
-RECIPE = Recipe("test", (STAGE, CLIPS), CONFIG)
-
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
@@ -207,10 +195,6 @@ def quick():
         patch.setattr(data, "make_clip", functools.cache(data.make_clip))
         yield
     torch.set_flush_denormal(False)
-
-
-def run(out, recipe=RECIPE, **options):
-    return train(recipe, out, workers=0, mixed_precision="no", **options)
 
 
 @pytest.fixture(scope="module")
@@ -513,8 +497,8 @@ def test_two_processes_train_one_model(tmp_path):
         "import dataclasses, sys, torch\n"
         "from pathlib import Path\n"
         "from chrono_features.training import loop, train\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_training import RECIPE\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        "from tiny_training import RECIPE\n"
         "loop.VALIDATE_EVERY, loop.VALIDATION_CLIPS, loop.LOG_EVERY = 2, 6, 1\n"
         "forward, one = loop.Trainee.forward, {'delta': torch.tensor(1.0)}\n"
         "loop.Trainee.forward = lambda self, *a: {**forward(self, *a), **({} if self.training else one)}\n"

@@ -9,7 +9,7 @@ pytest.importorskip("accelerate")
 
 import dataclasses
 
-from test_training import CLIPS, CONFIG, RECIPE, STAGE, run
+from tiny_training import CLIPS, CONFIG, RECIPE, STAGE, run
 
 from chrono_features import ChronoBackbone
 from chrono_features.training import RECIPES, loop, memory, train

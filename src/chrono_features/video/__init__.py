@@ -1,5 +1,5 @@
 """Reading and writing video files and folders of images. Needs the video extra."""
 
-from .reading import VIDEO_FORMATS, Video, frame_rate, iter_frames, read_video, write_video
+from .reading import DEFAULT_FPS, VIDEO_FORMATS, Video, frame_rate, iter_frames, read_video, write_video
 
-__all__ = ["VIDEO_FORMATS", "Video", "frame_rate", "iter_frames", "read_video", "write_video"]
+__all__ = ["DEFAULT_FPS", "VIDEO_FORMATS", "Video", "frame_rate", "iter_frames", "read_video", "write_video"]
