@@ -703,3 +703,43 @@ def test_a_pyramid_without_a_neck_has_one_level(small_config, out_channels):
     (info,) = model.feature_info
     assert torch.equal(level, model(video))
     assert level.shape[2] == info["num_chs"] and size[0] // level.shape[3] == info["reduction"]
+
+
+# --- Arguments are checked once ---------------------------------------------------------------------------------------
+
+SYNCHRONISING = ("aten::item", "aten::is_nonzero", "aten::equal")
+
+
+@pytest.mark.parametrize(
+    ("options", "waits"),
+    [
+        ({}, 1),  # all rules of queries are asked at once, and found at fault or not
+        ({"confidence": True}, 3),  # and whether signals are finite, before and after their sum
+    ],
+    ids=["plain", "confidence"],
+)
+def test_a_call_waits_for_the_device_only_so_often(judging_model, clip, options, waits):
+    """Each of these operations makes a GPU wait; on a CPU they can be counted."""
+    model, _ = judging_model
+    video, queries = clip(1, 4, 40, 60), grid_queries(3, (40, 60), t=2)
+    model.track(video, queries, **options)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        model.track(video, queries, **options)
+    names = [event.name for event in profile.events()]
+    assert sum(names.count(name) for name in SYNCHRONISING) == 2 * waits  # an is_nonzero holds an item
+
+
+def test_queries_and_features_are_checked_once(judging_model, clip, monkeypatch):
+    from chrono_features import backbone, checks, refine, tracking
+
+    calls = []
+    for module in (backbone, refine, tracking):
+        for name in ("check_queries", "check_features"):
+            real = getattr(checks, name)
+            monkeypatch.setattr(module, name, lambda *a, real=real, name=name: calls.append(name) or real(*a), False)
+    model, _ = judging_model
+    video, queries = clip(1, 4, 40, 60), grid_queries(3, (40, 60), t=2)
+    model.track(video, queries, refine="photometric", confidence=True)
+    assert calls == ["check_queries"]
+    model.track(video, queries, features=model(video), refine="photometric")
+    assert calls == ["check_queries"] * 2 + ["check_features"]

@@ -71,7 +71,8 @@ class ChronoBackbone(
             ValueError: The video's shape, type or values, or another argument, are not as above.
         """
         if max_frames_in_memory is None and offload is None:
-            return super().forward(video, grid)
+            grid = self.check_input(video, grid)
+            return self.read_out(*self.encode(video, grid, self.adapters), grid)
         return chunking.chunked_features(self, video, grid, max_frames_in_memory, offload)
 
     def iter_features(
@@ -191,7 +192,7 @@ class ChronoBackbone(
         Raises:
             ValueError: An argument is not as above, or the model's confidence was not fitted.
         """
-        check_video(video)
+        check_video(video, values=features is not None)  # otherwise `forward` looks at them
         check_choice("refine", refine, (None, "photometric"))
         check_flag("confidence", confidence)
         image_size = (video.shape[-2], video.shape[-1])

@@ -157,14 +157,20 @@ def check_finite(name: str, value: Tensor) -> None:
         raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
 
 
-def check_video(video: Any, device: torch.device | None = None) -> None:
-    """ValueError unless `video` is (B, T, 3, H, W), uint8 or floating 0 … 1, and on `device` where that is given."""
+def check_video(video: Any, device: torch.device | None = None, values: bool = True) -> None:
+    """ValueError unless `video` is (B, T, 3, H, W), uint8 or floating 0 … 1, and on `device` where that is given.
+
+    Args:
+        video: What a user passed in.
+        device: Where it has to be; None is anywhere.
+        values: Whether floating values are looked at, all of them, for which a GPU is waited.
+    """
     check_tensor("video", video, "(B, T, 3, H, W)", (torch.uint8, *FLOATING), "uint8 0 … 255 or floating 0 … 1")
     if video.ndim != 5 or video.shape[2] != 3 or 0 in video.shape:
         raise ValueError(f"video of shape {tuple(video.shape)}; expected (B, T, 3, H, W), none of them 0")
     if device is not None and video.device != device:
         raise ValueError(f"video on {video.device}; expected it where the model is: video.to({str(device)!r})")
-    if video.is_floating_point() and not torch.compiler.is_compiling():
+    if values and video.is_floating_point() and not torch.compiler.is_compiling():
         low, high = torch.stack(torch.aminmax(video)).tolist()
         if low != low or high != high:
             raise ValueError("video holds NaN; expected values from 0 to 1")

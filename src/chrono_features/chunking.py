@@ -220,5 +220,7 @@ def _video(frames: list[Tensor]) -> Tensor:
 
 def _check_step(max_frames_in_memory: int | None, batch: int) -> int:
     """Frames of each clip at a time."""
+    if max_frames_in_memory is None:
+        raise ValueError("max_frames_in_memory=None with an offload; expected a positive integer of frames as well")
     value = check_integer("max_frames_in_memory", max_frames_in_memory, 1, unit=" of frames")
     return min(max(1, value // batch), LARGEST_WHOLE)

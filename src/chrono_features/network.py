@@ -99,7 +99,8 @@ class ChronoNetwork(nn.Module):
         Raises:
             ValueError: The video's shape, type or values, or the grid, are not as above.
         """
-        return self.read_out(*self.encode(video, grid, self.adapters))
+        grid = self.check_input(video, grid)
+        return self.read_out(*self.encode(video, grid, self.adapters), grid)
 
     def vit_features(
         self,
@@ -107,7 +108,8 @@ class ChronoNetwork(nn.Module):
         grid: tuple[int, int] | None = None,
     ) -> Tensor:
         """Computes features without adapters: what the ViT makes of single frames. Otherwise like `forward`."""
-        return self.read_out(*self.encode(video, grid, NO_ADAPTERS))
+        grid = self.check_input(video, grid)
+        return self.read_out(*self.encode(video, grid, NO_ADAPTERS), grid)
 
     def forward_pyramid(
         self,
@@ -127,7 +129,8 @@ class ChronoNetwork(nn.Module):
         Raises:
             ValueError: As `forward` does.
         """
-        x, fine, grid = self.encode(video, grid, self.adapters)
+        grid = self.check_input(video, grid)
+        x, fine = self.encode(video, grid, self.adapters)
         levels = [self.read_out(x, fine, grid)]
         if self.neck is not None:
             tokens = final_norm(self.vit)(self.patches(x, grid))
@@ -155,21 +158,28 @@ class ChronoNetwork(nn.Module):
         scale = 2 if self.neck is not None else 1
         return self.config.out_channels or self.vit.embed_dim, scale * rows, scale * columns
 
-    def encode(
+    def check_input(
         self,
         video: Tensor,  # (B, T, 3, H, W)
         grid: tuple[int, int] | None,
-        adapters: nn.ModuleDict,
-    ) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
-        """What `read_out` takes: what the last block returns, (B, T, tokens, C), fine features, and the grid."""
+    ) -> tuple[int, int]:
+        """The grid to compute; ValueError unless the video and the grid are as `forward` takes them."""
         check_video(video, self.device)
-        grid = self.config.grid if grid is None else check_grid(grid)
+        return self.config.grid if grid is None else check_grid(grid)
+
+    def encode(
+        self,
+        video: Tensor,  # (B, T, 3, H, W)
+        grid: tuple[int, int],
+        adapters: nn.ModuleDict,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the last block returns, (B, T, tokens, C), and fine features, for `read_out`."""
         x, fine = self.embed(video, grid)
         for i, rope in enumerate(rotary_tables(self.vit, grid)):
             x = self.run_block(i, x, rope)
             if (name := str(i)) in adapters:
                 x = self.with_patches(x, self._run(adapters[name], self.patches(x, grid)))
-        return x, fine, grid
+        return x, fine
 
     def embed(
         self,
