@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from chrono_features import ChronoConfig, Tracks, soft_argmax_track
 from chrono_features import confidence as module
 from chrono_features.confidence import SIGNALS, confidence_weights, fit, probability, track_signals, with_confidence
-from chrono_features.config import SoftArgmax
 
 SIZE, GRID = (60, 96), (6, 8)  # (height, width) in pixels and in cells: cells of 12 x 10 pixels
 OPTIONS = {"temperature": 9.0, "radius": 2.5}
@@ -179,7 +178,7 @@ def test_autocast_does_not_round():
 def test_no_queries_and_one_frame(count, frames):
     features, queries, tracks = (v[:, :count] if i else v for i, v in enumerate(draw(frames=frames)))
     assert track_signals(features, queries, tracks, SIZE).shape == (2, count, frames, 4)
-    sure = with_confidence(tracks, features, queries, SIZE, (0.0, 1.0, 1.0, 1.0, 1.0), 0.5, SoftArgmax())
+    sure = with_confidence(tracks, features, queries, SIZE, (0.0, 1.0, 1.0, 1.0, 1.0))
     assert sure.confidence.shape == sure.visible.shape == (2, count, frames)
 
 
@@ -261,7 +260,7 @@ def test_visible_follows_from_confidence():
     features, queries, tracks = draw(count=40)
     weights = (-0.8, 1.0, 2.0, -0.5, -0.3)
     tracks = Tracks(tracks.xy, tracks.similarity, torch.ones(2, 40, 4, dtype=torch.bool), torch.zeros(2, 40, 4, 2))
-    found = with_confidence(tracks, features, queries, SIZE, weights, 0.3, SoftArgmax(**OPTIONS))
+    found = with_confidence(tracks, features, queries, SIZE, weights, 0.3, **OPTIONS)
     signals = track_signals(features, queries, tracks, SIZE, **OPTIONS)
     torch.testing.assert_close(found.confidence, probability(signals, weights))
     assert torch.equal(found.visible, found.confidence >= 0.3) and 0 < found.visible.sum() < found.visible.numel()

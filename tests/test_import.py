@@ -53,7 +53,8 @@ def test_nothing_global_changes(report):
 
 
 def test_no_code_of_the_extras_is_loaded(report):
-    assert {"torch", "timm"} <= set(report[2])
+    assert {"torch", "numpy"} <= set(report[2])
+    assert not {"timm", "torchvision", "huggingface_hub", "safetensors", "einops"} & set(report[2])
     assert not {"av", "PIL.ImageQt", "typer", "rich", "accelerate", "gdown", "mkdocs"} & set(report[2])
 
 

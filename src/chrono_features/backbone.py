@@ -14,7 +14,7 @@ from torch import Tensor
 from . import checkpoints, chunking
 from .checkpoints import Checkpoint
 from .checks import check_choice, check_features, check_flag, check_matching, check_queries, check_video
-from .confidence import confidence_weights, with_confidence
+from .confidence import add_confidence, confidence_weights
 from .config import ChronoConfig, SoftArgmax
 from .frame_store import Offload
 from .network import ChronoNetwork
@@ -223,7 +223,7 @@ class ChronoBackbone(
         if refine is not None:
             tracks = refine_tracks(video, features, queries, tracks, soft_argmax, RefineOptions())
         if confidence:
-            tracks = with_confidence(tracks, features, queries, image_size, weights, visible_threshold, soft_argmax)
+            tracks = add_confidence(tracks, features, queries, image_size, weights, visible_threshold, soft_argmax)
         return tracks
 
     @classmethod

@@ -17,6 +17,7 @@ from .checks import (
     check_features,
     check_finite,
     check_image_size,
+    check_probability,
     check_queries,
     check_tensor,
     check_tracks,
@@ -49,15 +50,16 @@ def confidence_weights(config: ChronoConfig, refined: bool) -> tuple[float, ...]
     return weights
 
 
-@torch.no_grad()
 def with_confidence(
     tracks: Tracks,
     features: Tensor,  # (B, T, C, h, w)
     queries: Tensor,  # (B, N, 3) (t, x, y)
-    image_size: tuple[float, float],
+    image_size: Sequence[float],
     weights: Sequence[float],
-    visible_threshold: float,
-    soft_argmax: SoftArgmax,
+    visible_threshold: float = 0.5,
+    *,
+    temperature: float = 20.0,
+    radius: float = 5.0,
 ) -> Tracks:
     """Add the confidence of each position, and call visible what reaches a threshold.
 
@@ -68,9 +70,35 @@ def with_confidence(
         image_size: (height, width) in pixels that positions refer to.
         weights: Of `probability`, fitted to tracks of this kind.
         visible_threshold: Minimum confidence for a point to count as visible.
-        soft_argmax: How the positions were read from similarity maps.
+        temperature, radius: Of soft-argmax.
+
+    Returns:
+        `tracks` with `confidence`, and with another `visible`.
+
+    Raises:
+        ValueError: An argument has the wrong shape, type or range.
     """
+    check_probability("visible_threshold", visible_threshold)
+    signals = track_signals(features, queries, tracks, image_size, temperature=temperature, radius=radius)
+    return _judged(tracks, signals, weights, visible_threshold)
+
+
+@torch.no_grad()
+def add_confidence(
+    tracks: Tracks,
+    features: Tensor,  # (B, T, C, h, w)
+    queries: Tensor,  # (B, N, 3) (t, x, y)
+    image_size: tuple[float, float],
+    weights: Sequence[float],
+    visible_threshold: float,
+    soft_argmax: SoftArgmax,
+) -> Tracks:
+    """`with_confidence` for arguments that were checked; see there."""
     signals = _track_signals(features, queries, tracks, image_size, soft_argmax)
+    return _judged(tracks, signals, weights, visible_threshold)
+
+
+def _judged(tracks: Tracks, signals: Tensor, weights: Sequence[float], visible_threshold: float) -> Tracks:
     confidence = probability(signals, weights)
     return replace(tracks, confidence=confidence, visible=confidence >= visible_threshold)
 

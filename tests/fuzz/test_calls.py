@@ -17,9 +17,10 @@ from tiny_models import TINY, tiny
 from chrono_features import ChronoBackbone, ChronoConfig, Tracks, grid_queries, soft_argmax_track, viz
 from chrono_features.adapter import TemporalAdapter
 from chrono_features.confidence import fit, probability, track_signals, with_confidence
+from chrono_features.config import SoftArgmax
 from chrono_features.labels import propagate_labels
 from chrono_features.layers import VisibilityHead
-from chrono_features.refine import refine_photometric
+from chrono_features.refine import RefineOptions, refine_photometric
 
 CLIP = tiny()
 TOKEN = tiny(norm="token", neck="x2")
@@ -164,9 +165,8 @@ CALLS = {
             "features": FEATURES,
             "queries": QUERIES,
             "tracks": TRACKS,
-            "temperature": 20.0,
-            "query_memory": True,
-            "radius": 5.0,
+            "soft_argmax": SoftArgmax(),
+            "options": RefineOptions(),
         },
         lambda result, **_: is_finite(result.xy),
     ),

@@ -161,7 +161,7 @@ def demo(
     device: Device = "auto",
 ) -> None:
     """Run `track` on the clip that comes with the package and draw the result."""
-    with resources.as_file(resources.files(__package__) / "assets" / "bunny.mp4") as clip:
+    with resources.as_file(resources.files("chrono_features") / "assets" / "bunny.mp4") as clip:
         improve = {"refine": "photometric"}
         _track(clip, "grid:16", None, out or Path("chrono_demo.mp4"), model, device, out is not None, improve=improve)
 
