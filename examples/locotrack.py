@@ -216,17 +216,17 @@ def evaluate(
 ) -> None:
     """Measures the trackers of runs, *first* at 256 x 256, and prints tables by group."""
     device = Accelerator().device
-    contenders = []
+    trackers = []
     for run in runs:
         setting = read_setting(run)
         tracker = build(setting, checkout).to(device).eval()
         state = torch.load(run / "checkpoint.pt", map_location=device, weights_only=True)
         tracker.load_state_dict(state["tracker"])
         about = {**asdict(setting), "trained_steps": state["step"], "weights": weights_hash(tracker)}
-        contenders.append(from_tracker(run.name, as_tracker(tracker, size or setting.size), **about, evaluated_at=size))
+        trackers.append(from_tracker(run.name, as_tracker(tracker, size or setting.size), **about, evaluated_at=size))
     with Progress() as bar:
         task = bar.add_task("evaluating", total=None)
-        results = measure(contenders, open_all(data), out, device=device, on_video=lambda *_: bar.advance(task))
+        results = measure(trackers, open_all(data), out, device=device, on_video=lambda *_: bar.advance(task))
     print_tables(results)
 
 

@@ -182,8 +182,8 @@ def test_evaluation_writes_results(script, checkout, tmp_path, monkeypatch):
     call(script, "train", tmp_path / "run", "--features", "own", "--checkout", checkout, *SIZES)
     seen = {}
 
-    def measure(contenders, data, out, **options):
-        seen["about"], seen["data"] = contenders[0].about, list(data)
+    def measure(trackers, data, out, **options):
+        seen["about"], seen["data"] = trackers[0].about, list(data)
         return {"data": {}, "records": []}
 
     monkeypatch.setattr(script, "measure", measure)

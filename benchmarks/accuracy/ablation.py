@@ -36,8 +36,8 @@ from chrono_features.data.clip import Dataset, Entry, LabelledVideo, Unusable
 from chrono_features.data.synthetic import Variety, load_textures, make_clip
 from chrono_features.data.synthetic.variety import NOTHING
 from chrono_features.data.synthetic_clips import FIRST_SEED, HeldOut, labelled
-from chrono_features.evaluation.scores import Clip, track_records
-from chrono_features.evaluation.trackers import Contender, from_model
+from chrono_features.evaluation.scores import FeatureCache, track_records
+from chrono_features.evaluation.trackers import Tracker, from_model
 from chrono_features.files import write_beside
 from chrono_features.training import Recipe, Stage, train
 from chrono_features.training.recipes import TINY
@@ -182,24 +182,24 @@ class Noisy:
 def score(model: ChronoBackbone, data: Dataset, grid: tuple[int, int], adapters: bool = True) -> dict[str, float]:
     """Mean <delta_avg in percent for each group of clips."""
     model.config = model.config.replace(grid=grid)
-    contender = from_model("model", model, adapters=adapters)
-    return scored([contender], data, str(model.device))["model"]["average_pts_within_thresh"]
+    tracker = from_model("model", model, adapters=adapters)
+    return scored([tracker], data, str(model.device))["model"]["average_pts_within_thresh"]
 
 
-def scored(contenders: list[Contender], data: Dataset, device: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Means in percent, *first*, of each contender, for each metric and each group of clips."""
-    values: dict[str, dict[str, dict[str, list[float]]]] = {c.name: {} for c in contenders}
+def scored(trackers: list[Tracker], data: Dataset, device: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Means in percent, *first*, of each tracker, for each metric and each group of clips."""
+    values: dict[str, dict[str, dict[str, list[float]]]] = {c.name: {} for c in trackers}
     for entry in data:
         try:
             video = entry.load()
         except Unusable:
             continue
-        clip = Clip(video.frames, device)
-        for contender in contenders:
-            (record,) = track_records(contender, video, ["first"], clip)
+        cache = FeatureCache(video.frames, device)
+        for tracker in trackers:
+            (record,) = track_records(tracker, video, ["first"], cache)
             for metric, value in record["metrics"].items():
                 if value is not None:  # as where nothing is hidden
-                    values[contender.name].setdefault(metric, {}).setdefault(entry.group, []).append(100 * value)
+                    values[tracker.name].setdefault(metric, {}).setdefault(entry.group, []).append(100 * value)
     return {
         name: {metric: {group: statistics.fmean(v) for group, v in groups.items()} for metric, groups in of.items()}
         for name, of in values.items()

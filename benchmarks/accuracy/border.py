@@ -16,6 +16,7 @@ from torch import Tensor
 
 from chrono_features import ChronoBackbone, soft_argmax_track
 from chrono_features.data.synthetic import make_clip
+from chrono_features.evaluation.protocol import THRESHOLDS
 from chrono_features.ops.matching import sample_features
 from chrono_features.training.batches import VALIDATION_SEED
 
@@ -23,7 +24,6 @@ from .. import harness
 
 SIDE, FRAMES, POINTS = 256, 8, 1500
 BOUNDS = 0.0, 0.5, 1.0, 2.0, 5.0, 1000.0  # cells from the border
-THRESHOLDS = 1, 2, 4, 8, 16  # pixels
 
 
 @torch.inference_mode()

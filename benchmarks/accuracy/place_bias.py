@@ -18,12 +18,12 @@ from torch import Tensor
 
 from chrono_features import ChronoBackbone, soft_argmax_track
 from chrono_features.data.photo_warps import photographs
+from chrono_features.evaluation.protocol import THRESHOLDS
 
 from .. import harness
 
 SHIFTS = 0, 13, 26, 51, 77, 102, 128, 154  # pixels
 SIDE, BORDER, POINTS = 256, 8, 100
-THRESHOLDS = 1, 2, 4, 8, 16  # pixels
 
 
 def pictures(folder: Path, count: int) -> Iterator[Tensor]:  # (3, SIDE, SIDE + the largest shift or more) uint8

@@ -80,14 +80,14 @@ def scores(seed: int, recipe: str, textures: Path, data: list[str], work: Path) 
 
 def by_use(model: ChronoBackbone, data: Dataset) -> Scores:
     """Mean <delta_avg in percent for each group, and balanced accuracy where much is covered."""
-    contenders = [
+    trackers = [
         from_model("adapters off", model, adapters=False),
         from_model("soft-argmax", model),
         from_model("refined", model, refine="photometric"),
         baseline("lucas-kanade"),
     ]
     found = {}
-    for name, metrics in scored(contenders, data, str(model.device)).items():
+    for name, metrics in scored(trackers, data, str(model.device)).items():
         found[name] = metrics["average_pts_within_thresh"]
         if COVERED in found[name]:
             found[name][f"balanced accuracy, {COVERED}"] = metrics["balanced_accuracy"][COVERED]

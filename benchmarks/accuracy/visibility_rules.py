@@ -22,8 +22,8 @@ from torch import Tensor
 from chrono_features import ChronoBackbone, Tracks, refine
 from chrono_features.data.clip import LabelledVideo
 from chrono_features.data.readers import open_dataset
-from chrono_features.evaluation.scores import Clip, track_records
-from chrono_features.evaluation.trackers import Contender, from_model
+from chrono_features.evaluation.scores import FeatureCache, track_records
+from chrono_features.evaluation.trackers import Tracker, from_model
 
 from .. import harness
 
@@ -34,7 +34,7 @@ PARTS = {
     "affine, from the estimate": {"CARRIED": NEVER},
     "affine, also from where the frame before leads to (**kept**)": {},
 }
-THRESHOLDS = 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6
+VISIBLE_THRESHOLDS = 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6
 METRICS = {
     "average_jaccard": "Average Jaccard by rule for *visible*",
     "occlusion_accuracy": "Accuracy of *visible* by rule",
@@ -68,26 +68,26 @@ class Column:
 
 
 class Rules:
-    """Contenders that differ in what they call visible, of tracks that are found once a clip."""
+    """Trackers that differ in what they call visible, of tracks that are found once a clip."""
 
     def __init__(self, model: ChronoBackbone, refined: str | None) -> None:
         self.model, self.base = model, from_model("rules", model, refine=refined, confidence=True)
         self._features: Tensor | None = None
         self._tracks: Tracks | None = None
 
-    def contenders(self) -> Iterator[Contender]:
-        for least in THRESHOLDS:
-            yield self._contender(f"visibility head ≥ {least}", partial(self._by_head, least=least))
-        for least in THRESHOLDS:
-            yield self._contender(f"confidence ≥ {least}", lambda tracks, least=least: tracks.confidence >= least)
+    def trackers(self) -> Iterator[Tracker]:
+        for least in VISIBLE_THRESHOLDS:
+            yield self._tracker(f"visibility head ≥ {least}", partial(self._by_head, least=least))
+        for least in VISIBLE_THRESHOLDS:
+            yield self._tracker(f"confidence ≥ {least}", lambda tracks, least=least: tracks.confidence >= least)
 
-    def _contender(self, name: str, visible: Callable[[Tracks], Tensor]) -> Contender:
+    def _tracker(self, name: str, visible: Callable[[Tracks], Tensor]) -> Tracker:
         def track(video: Tensor, queries: Tensor, features: Tensor | None) -> Tracks:
             if self._tracks is None or self._features is not features:
                 self._features, self._tracks = features, self.base.track(video, queries, features)
             return replace(self._tracks, visible=visible(self._tracks))
 
-        return Contender(name, track, self.base.features)
+        return Tracker(name, track, self.base.features)
 
     def _by_head(self, tracks: Tracks, least: float) -> Tensor:
         """As `track` has it: a refined point that fits its patch is visible, too."""
@@ -107,10 +107,11 @@ def refining_with(constants: dict[str, float]) -> Iterator[None]:
 
 def scores(model: ChronoBackbone, video: LabelledVideo) -> Scores:
     """In percent: <delta_avg of every part; average Jaccard, accuracy and balanced accuracy of every rule."""
-    clip, found = Clip(video.frames, str(model.device)), dict[tuple[str, str], float | None]()
+    cache = FeatureCache(video.frames, str(model.device))
+    found: dict[tuple[str, str], float | None] = {}
 
-    def measured(contender: Contender) -> dict[str, float | None]:
-        (record,) = track_records(contender, video, ["first"], clip)
+    def measured(tracker: Tracker) -> dict[str, float | None]:
+        (record,) = track_records(tracker, video, ["first"], cache)
         return record["metrics"]
 
     for name, constants in PARTS.items():
@@ -118,10 +119,10 @@ def scores(model: ChronoBackbone, video: LabelledVideo) -> Scores:
         with refining_with(constants or {}):
             found["part", name] = measured(from_model(name, model, refine=refined))["average_pts_within_thresh"]
     for tracks, refined in (("plain", None), ("refined", "photometric")):
-        for contender in Rules(model, refined).contenders():
-            metrics = measured(contender)
+        for tracker in Rules(model, refined).trackers():
+            metrics = measured(tracker)
             for metric in METRICS:
-                found[metric, f"{tracks}, {contender.name}"] = metrics[metric]
+                found[metric, f"{tracks}, {tracker.name}"] = metrics[metric]
     return {key: 100 * value for key, value in found.items() if value is not None}
 
 

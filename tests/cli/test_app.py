@@ -150,7 +150,7 @@ def test_every_command_ends_with_what_it_wrote_and_the_next_step(
 
     monkeypatch.setattr(training, "train", lambda *_, **__: None)
     monkeypatch.setattr(
-        "chrono_features.evaluation.fit_confidence.calibrate",
+        "chrono_features.evaluation.fit_confidence.fit_confidence",
         lambda network, *_: network,  # fits on many clips
     )
     monkeypatch.setattr("chrono_features.evaluation.verification.verify", lambda *_, **__: [("delta", "63.0", None)])
@@ -634,18 +634,18 @@ def test_who_is_measured_and_how(model: ChronoBackbone, monkeypatch: pytest.Monk
     monkeypatch.setattr(command, "from_model", lambda name, _, **options: asked.append((name, options)) or name)
     monkeypatch.setattr(command, "baseline", lambda name, grid, device: f"{name} {grid}")
     names = ["chrono-tiny", "dinov2-vits14"]
-    found = command.contenders(names, ["patch"], grid=(3, 5), paper=True, without_adapters=True)
+    found = command.open_trackers(names, ["patch"], grid=(3, 5), paper=True, without_adapters=True)
     assert found == ["patch (3, 5)", *(f"{name}{how}" for name in names for how in (", adapters off", ""))]
     assert loaded == [(name, {"grid": (3, 5)}) for name in names]
     assert all(options["paper"] for _, options in asked) and [o.get("adapters") for _, o in asked] == [False, None] * 2
 
     asked.clear()
-    assert command.contenders(names[:1], ["patch"]) == ["patch (64, 64)", "chrono-tiny"]
+    assert command.open_trackers(names[:1], ["patch"]) == ["patch (64, 64)", "chrono-tiny"]
     assert loaded[-1] == ("chrono-tiny", {}) and not any(asked[0][1].values())
     for weights in (None, (0.0,) * 6):
         model.config = model.config.replace(refined_confidence=weights)
         asked.clear()
-        found = command.contenders(names[:1], [], confidence=True, refine=True)
+        found = command.open_trackers(names[:1], [], confidence=True, refine=True)
         assert found == ["chrono-tiny", "chrono-tiny, confidence", "chrono-tiny, refined"]
         assert [options.get("confidence", False) for _, options in asked] == [False, True, weights is not None]
         assert [options.get("refine") for _, options in asked] == [None, None, "photometric"]

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from chrono_features import ChronoBackbone, Tracks
-from chrono_features.evaluation import baselines
+from chrono_features.evaluation import baselines, trackers
 from chrono_features.evaluation.baselines import ColourFeatures, PatchFeatures, TimmFeatures, lucas_kanade, static
-from chrono_features.evaluation.trackers import BASELINES, Contender, baseline, from_model, weights_hash
+from chrono_features.evaluation.trackers import BASELINES, Tracker, baseline, from_model, weights_hash
 from chrono_features.extras import how_to_install
 from chrono_features.tracking import soft_argmax_track
 
@@ -261,32 +261,32 @@ def test_a_model_without_maps_is_refused(monkeypatch) -> None:
 
 
 def test_pretrained_weights_are_asked_for(no_download) -> None:
-    contender = baseline("timm:resnet18@1", grid=(4, 6))
+    tracker = baseline("timm:resnet18@1", grid=(4, 6))
     assert no_download == [("resnet18", True)]
-    about = contender.about
-    assert contender.name == "timm:resnet18@1" and len(about.pop("weights")) == 64
+    about = tracker.about
+    assert tracker.name == "timm:resnet18@1" and len(about.pop("weights")) == 64
     assert about == {"grid": [4, 6], "radius": 5.0, "temperature": 20.0, "block": 1, "stride": 4}
 
 
 @pytest.mark.parametrize("name", ["patch", "colour", "timm:resnet18"])
 @pytest.mark.usefixtures("no_download")
 def test_baselines_with_features(name) -> None:
-    clip, contender = translating(), baseline(name, grid=(16, 20))
-    maps = contender.features(clip)
-    assert maps.shape[-2:] == (16, 20) == tuple(contender.about["grid"])
-    options = {k: contender.about[k] for k in ("radius", "temperature")}
+    clip, tracker = translating(), baseline(name, grid=(16, 20))
+    maps = tracker.features(clip)
+    assert maps.shape[-2:] == (16, 20) == tuple(tracker.about["grid"])
+    options = {k: tracker.about[k] for k in ("radius", "temperature")}
     expected = soft_argmax_track(maps, QUERIES, (64, 80), **options)
     for found in (maps, None):
-        torch.testing.assert_close(contender.track(clip, QUERIES, found).xy, expected.xy)
-    assert not torch.equal(contender.track(clip, QUERIES, maps.flip(1)).xy, expected.xy)
+        torch.testing.assert_close(tracker.track(clip, QUERIES, found).xy, expected.xy)
+    assert not torch.equal(tracker.track(clip, QUERIES, maps.flip(1)).xy, expected.xy)
 
 
 @pytest.mark.usefixtures("opencv")
 def test_baselines_without_features() -> None:
-    for name, tracker in (("static", static), ("lucas-kanade", lucas_kanade)):
-        contender = baseline(name)
-        assert contender.features is None and contender.name == name
-        assert torch.equal(contender.track(translating(), QUERIES, None).xy, tracker(translating(), QUERIES).xy)
+    for name, function in (("static", static), ("lucas-kanade", lucas_kanade)):
+        tracker = baseline(name)
+        assert tracker.features is None and tracker.name == name
+        assert torch.equal(tracker.track(translating(), QUERIES, None).xy, function(translating(), QUERIES).xy)
     assert "opencv" in baseline("lucas-kanade").about
 
 
@@ -305,9 +305,9 @@ def test_a_tracker_of_ones_own(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "my_trackers.py").write_text(MINE)
     (tmp_path / "my_needs.py").write_text("import not_installed_anywhere")
     for name in ("my_trackers:static", "my_trackers:Kept.still"):
-        contender = baseline(name)
-        assert contender.name == name and contender.features is None
-        tracks = contender.track(translating(), QUERIES, None)
+        tracker = baseline(name)
+        assert tracker.name == name and tracker.features is None
+        tracks = tracker.track(translating(), QUERIES, None)
         assert isinstance(tracks, Tracks) and torch.equal(tracks.xy, static(translating(), QUERIES).xy)
     for name, message in (
         ("my_trackers:moving", "my_trackers has no moving"),
@@ -378,26 +378,33 @@ def spied(monkeypatch, name: str) -> list:
 
 def test_a_model_tracks_as_it_does_itself(small_model) -> None:
     model, clip = small_model(), translating()
-    contender = from_model("m", model)
-    maps = contender.features(clip)
+    tracker = from_model("m", model)
+    maps = tracker.features(clip)
     torch.testing.assert_close(maps, model(clip))
     expected = model.track(clip, QUERIES)
     for found in (maps, None):
-        tracks = contender.track(clip, QUERIES, found)
+        tracks = tracker.track(clip, QUERIES, found)
         torch.testing.assert_close(tracks.xy, expected.xy)
         torch.testing.assert_close(tracks.logits, expected.logits)
-    about = contender.about
+    about = tracker.about
     assert about == {"weights": weights_hash(model), "config": model.config.to_dict(), "adapters": True}
+
+
+def test_contender_is_the_former_name() -> None:
+    with pytest.warns(DeprecationWarning, match="Contender is now called Tracker"):
+        assert trackers.Contender is Tracker
+    with pytest.raises(AttributeError, match="no attribute 'Other'"):
+        trackers.Other  # noqa: B018
 
 
 def test_adapters_off(small_model) -> None:
     model, clip = small_model(), translating()
-    contender = from_model("m", model, adapters=False)
+    tracker = from_model("m", model, adapters=False)
     alone = model.vit_features(clip)
-    torch.testing.assert_close(contender.features(clip), alone)
+    torch.testing.assert_close(tracker.features(clip), alone)
     assert not torch.allclose(alone, model(clip), atol=1e-3)
-    assert contender.about["adapters"] is False
-    torch.testing.assert_close(contender.track(clip, QUERIES, None).xy, model.track(clip, QUERIES, features=alone).xy)
+    assert tracker.about["adapters"] is False
+    torch.testing.assert_close(tracker.track(clip, QUERIES, None).xy, model.track(clip, QUERIES, features=alone).xy)
 
 
 def test_the_authors_settings(small_model, monkeypatch) -> None:
@@ -414,10 +421,10 @@ def test_the_authors_settings(small_model, monkeypatch) -> None:
     tracked = spied(monkeypatch, "track")
     queries = QUERIES[:, 2:3]
     for adapters in (True, False):
-        contender = from_model("m", model, paper=True, adapters=adapters)
-        contender.track(clip, queries, contender.features(clip))
-        contender.track(clip, queries, None)
-        assert contender.about["correlation_dtype"] == "torch.bfloat16"
+        tracker = from_model("m", model, paper=True, adapters=adapters)
+        tracker.track(clip, queries, tracker.features(clip))
+        tracker.track(clip, queries, None)
+        assert tracker.about["correlation_dtype"] == "torch.bfloat16"
     assert grids == [((224, 224), {})] * 4  # patches of 4
     assert [options["correlation_dtype"] for _, options in tracked] == [torch.bfloat16] * 4
     plain = from_model("m", model)
@@ -430,23 +437,23 @@ def test_the_authors_settings_need_patches_that_divide_896(small_model) -> None:
     model = small_model(vit_kwargs=kwargs)
     with pytest.raises(ValueError, match=r"paper=True for m, whose patches are \(10, 10\); expected divisors of 896"):
         from_model("m", model, paper=True)
-    assert isinstance(from_model("m", model), Contender)
+    assert isinstance(from_model("m", model), Tracker)
 
 
 def test_options_of_a_model(small_model, monkeypatch) -> None:
     model, clip = small_model(), translating()
     forward, tracked = spied(monkeypatch, "forward"), spied(monkeypatch, "track")
-    contender = from_model("m", model, max_frames_in_memory=2, refine="photometric", confidence=False)
-    maps = contender.features(clip)
-    contender.track(clip, QUERIES, maps)
+    tracker = from_model("m", model, max_frames_in_memory=2, refine="photometric", confidence=False)
+    maps = tracker.features(clip)
+    tracker.track(clip, QUERIES, maps)
     assert forward == [((None,), {"max_frames_in_memory": 2})]
     ((arguments, options),) = tracked
     assert arguments[0] is QUERIES and options == {"features": maps, "refine": "photometric", "confidence": False}
-    assert contender.about["refine"] == "photometric" and contender.about["confidence"] is False
+    assert tracker.about["refine"] == "photometric" and tracker.about["confidence"] is False
 
 
 def test_features_are_equal_where_they_would_be_the_same(small_model) -> None:
-    """Contenders of one model share what they have in common: refinement does not change features, adapters do."""
+    """Trackers of one model share what they have in common: refinement does not change features, adapters do."""
     model = small_model()
     plain = from_model("m", model).features
     assert plain == from_model("refined", model, refine="photometric").features
@@ -459,6 +466,6 @@ def test_features_are_equal_where_they_would_be_the_same(small_model) -> None:
 
 
 def test_no_gradients(small_model) -> None:
-    contender = from_model("m", small_model(freeze_vit=False))
-    assert not contender.features(translating()).requires_grad
-    assert np.isfinite(contender.track(translating(), QUERIES[:, :0], None).xy.numpy()).all()  # no points at all
+    tracker = from_model("m", small_model(freeze_vit=False))
+    assert not tracker.features(translating()).requires_grad
+    assert np.isfinite(tracker.track(translating(), QUERIES[:, :0], None).xy.numpy()).all()  # no points at all

@@ -7,8 +7,8 @@ import torch
 from chrono_features import ChronoBackbone
 from chrono_features.confidence import fit, probability, track_signals
 from chrono_features.data.clip import Entry, LabelledVideo, Unusable
-from chrono_features.evaluation import fit_confidence as calibration
-from chrono_features.evaluation.fit_confidence import FIRST_CLIP, calibrate
+from chrono_features.evaluation import fit_confidence as module
+from chrono_features.evaluation.fit_confidence import FIRST_CLIP, fit_confidence
 
 SIZE, FRAMES, POINTS = (40, 48), 4, 12
 
@@ -51,8 +51,8 @@ class Clips:
 @pytest.fixture
 def clips(monkeypatch):
     made.clear()
-    monkeypatch.setattr(calibration, "HeldOut", Clips)
-    monkeypatch.setattr(calibration, "Warps", lambda path: Clips(path, seed=2))
+    monkeypatch.setattr(module, "HeldOut", Clips)
+    monkeypatch.setattr(module, "Warps", lambda path: Clips(path, seed=2))
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def expected_weights(model, refine):
 def test_weights_are_fitted_to_all_tracks_and_kept_in_files(model, clips, tmp_path):
     told = []
     expected = {refine: expected_weights(model, refine) for refine in (None, "photometric")}
-    assert calibrate(model, "photographs", lambda *done: told.append(done)) is None
+    assert fit_confidence(model, "photographs", lambda *done: told.append(done)) is None
     assert model.config.confidence == pytest.approx(expected[None], abs=0.01)
     assert model.config.refined_confidence == pytest.approx(expected["photometric"], abs=0.01)
     assert told == [(1, 6), (2, 6), (3, 6), (4, 6)]
@@ -102,12 +102,20 @@ def test_weights_are_fitted_to_all_tracks_and_kept_in_files(model, clips, tmp_pa
 
 
 def test_tracks_that_are_all_bad_are_refused(model, clips, monkeypatch):
-    monkeypatch.setattr(calibration, "NEAR", 0.0)
+    monkeypatch.setattr(module, "NEAR", 0.0)
     with pytest.raises(ValueError, match="good is False for all"):
-        calibrate(model, "photographs")
+        fit_confidence(model, "photographs")
     assert model.config.confidence is None and model.config.refined_confidence is None
 
 
 def test_a_missing_folder_is_named(model, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        calibrate(model, tmp_path / "nowhere")
+        fit_confidence(model, tmp_path / "nowhere")
+
+
+def test_the_former_name_warns(model, monkeypatch):
+    fitted = []
+    monkeypatch.setattr(module, "fit_confidence", lambda *arguments: fitted.append(arguments))
+    with pytest.warns(DeprecationWarning, match="calibrate is now called fit_confidence"):
+        module.calibrate(model, "photographs", print)
+    assert fitted == [(model, "photographs", print)]

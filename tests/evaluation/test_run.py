@@ -17,11 +17,12 @@ from chrono_features.data.clip import Entry, LabelledVideo, MaskedVideo, Unusabl
 from chrono_features.evaluation.masks import mask_consistency, mask_queries, propagation_metrics
 from chrono_features.evaluation.metrics import bootstrap_interval
 from chrono_features.evaluation.protocol import MODES, THRESHOLDS
+from chrono_features.evaluation.records import json_safe
 from chrono_features.evaluation.run import evaluate
-from chrono_features.evaluation.scores import Clip, plain, track_records
+from chrono_features.evaluation.scores import FeatureCache, track_records
 from chrono_features.evaluation.store import Store
 from chrono_features.evaluation.summary import ALL, pooled_reliability, summarise
-from chrono_features.evaluation.trackers import Contender, from_tracker
+from chrono_features.evaluation.trackers import Tracker, from_tracker
 
 FRAMES, TRACKS = 6, 4
 
@@ -93,11 +94,11 @@ class Counting:
         return Tracks(xy, xy[..., 0], xy[..., 0] > 16)
 
     @property
-    def contender(self) -> Contender:
+    def tracker(self) -> Tracker:
         return from_tracker(self.name, self)
 
 
-def oracle(*videos: LabelledVideo, shift: float = 0.0, **more: Any) -> Contender:
+def oracle(*videos: LabelledVideo, shift: float = 0.0, **more: Any) -> Tracker:
     """Returns the truth; `shift` moves it to the right, in pixels at 256 x 256."""
 
     def track(clip: torch.Tensor, queries: torch.Tensor) -> Tracks:
@@ -143,7 +144,7 @@ def keys(results: dict[str, Any]) -> set[tuple[str, ...]]:
 def whole(tmp_path: Path) -> dict[str, Any]:
     """Results of a run that nothing interrupted, of both modes."""
     (tmp_path / "whole").mkdir()
-    return evaluate([Counting().contender], {"d": five()}, tmp_path / "whole" / "r.json", modes=MODES)
+    return evaluate([Counting().tracker], {"d": five()}, tmp_path / "whole" / "r.json", modes=MODES)
 
 
 @pytest.mark.parametrize("name", ["r.json", "r[1].json"])
@@ -153,10 +154,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, whole, stop, name
     out.parent.mkdir()
     first, rest = five(), five()
     with pytest.raises(type(stop)):
-        evaluate([Counting(stop=stop, after=5).contender], {"d": first}, out, modes=MODES)
+        evaluate([Counting(stop=stop, after=5).tracker], {"d": first}, out, modes=MODES)
     assert not out.exists() and len(leftovers(out)) == 1
     tracker = Counting()
-    results = evaluate([tracker.contender], {"d": rest}, out, modes=MODES)
+    results = evaluate([tracker.tracker], {"d": rest}, out, modes=MODES)
     assert first.loaded == ["v0", "v1", "v2"] and rest.loaded == ["v2", "v3", "v4"]  # v2 lacked its second mode
     assert tracker.calls == 5
     assert untimed(results) == untimed(whole) == untimed(strict(out))
@@ -168,16 +169,16 @@ def test_a_line_that_was_broken_off_is_measured_again(tmp_path, whole, cut) -> N
     out = tmp_path / "run" / "r.json"
     out.parent.mkdir()
     with pytest.raises(KeyboardInterrupt):
-        evaluate([Counting(stop=KeyboardInterrupt(), after=5).contender], {"d": five()}, out, modes=MODES)
+        evaluate([Counting(stop=KeyboardInterrupt(), after=5).tracker], {"d": five()}, out, modes=MODES)
     (part,) = out.parent.iterdir()
     part.write_bytes(part.read_bytes()[: -cut - 1])  # the line's end, and `cut` characters of it
     for after in (2, 99):  # the part grows on behind the broken line, and is read once more
         tracker = Counting(stop=KeyboardInterrupt(), after=after)
         if after == 2:
             with pytest.raises(KeyboardInterrupt):
-                evaluate([tracker.contender], {"d": five()}, out, modes=MODES)
+                evaluate([tracker.tracker], {"d": five()}, out, modes=MODES)
         else:
-            results = evaluate([tracker.contender], {"d": five()}, out, modes=MODES)
+            results = evaluate([tracker.tracker], {"d": five()}, out, modes=MODES)
     assert tracker.calls == 10 - 4 - 2
     assert untimed(results) == untimed(whole)
 
@@ -187,10 +188,10 @@ def test_what_follows_a_broken_line_is_read(tmp_path) -> None:
     out = tmp_path / "r.json"
     for cut, names in ((2, "a"), (0, "ab")):
         with pytest.raises(KeyboardInterrupt):
-            evaluate([Counting(n, KeyboardInterrupt()).contender for n in names], {"d": five()}, out)
+            evaluate([Counting(n, KeyboardInterrupt()).tracker for n in names], {"d": five()}, out)
         (part,) = tmp_path.iterdir()
         part.write_bytes(part.read_bytes()[: -cut or None])
-    results = evaluate([Counting("a").contender], {"d": five()}, out)
+    results = evaluate([Counting("a").tracker], {"d": five()}, out)
     assert list(results["trackers"]) == ["a", "b"] and {r["tracker"] for r in results["summary"]} == {"a", "b"}
 
 
@@ -208,7 +209,7 @@ class Telling(Counting):
             sys.stdin.read()  # until it is killed
         return super().__call__(video, queries)
 
-evaluate([Telling().contender], {"d": five()}, Path(sys.argv[2]))
+evaluate([Telling().tracker], {"d": five()}, Path(sys.argv[2]))
 """
 
 
@@ -223,28 +224,28 @@ def test_a_killed_process_loses_only_the_video_at_hand(tmp_path) -> None:
         process.kill()
     assert process.returncode == -signal.SIGKILL and not out.exists()
     data, tracker = five(), Counting()
-    results = evaluate([tracker.contender], {"d": data}, out)
+    results = evaluate([tracker.tracker], {"d": data}, out)
     assert data.loaded == ["v2", "v3", "v4"] and tracker.calls == 3
-    fresh = evaluate([Counting().contender], {"d": five()}, tmp_path / "fresh.json")
+    fresh = evaluate([Counting().tracker], {"d": five()}, tmp_path / "fresh.json")
     assert untimed(results) == untimed(fresh)
 
 
 def test_a_broken_file_stops_the_run_and_keeps_what_was_measured(tmp_path) -> None:
     out = tmp_path / "r.json"
     with pytest.raises(ValueError, match="torn pickle"):
-        evaluate([Counting().contender], {"d": five(v3=ValueError("torn pickle"))}, out)
+        evaluate([Counting().tracker], {"d": five(v3=ValueError("torn pickle"))}, out)
     again = five()
-    assert len(evaluate([Counting().contender], {"d": again}, out)["records"]) == 5
+    assert len(evaluate([Counting().tracker], {"d": again}, out)["records"]) == 5
     assert again.loaded == ["v3", "v4"]
 
 
 def test_a_video_that_cannot_be_measured_is_reported_and_not_read_again(tmp_path) -> None:
     out, data = tmp_path / "r.json", five(v1=Unusable("too dark"))
-    results = evaluate([Counting().contender], {"d": data}, out)
+    results = evaluate([Counting().tracker], {"d": data}, out)
     assert results["data"]["d"]["skipped"] == {"v1": "too dark"} and results["data"]["d"]["total"] == 5
     assert [r["video"] for r in results["records"]] == ["v0", "v2", "v3", "v4"]
     assert data.loaded == ["v0", "v1", "v2", "v3", "v4"]
-    again = evaluate([Counting().contender, Counting("other").contender], {"d": data}, out)
+    again = evaluate([Counting().tracker, Counting("other").tracker], {"d": data}, out)
     assert data.loaded[5:] == ["v0", "v2", "v3", "v4"]
     assert again["data"]["d"]["skipped"] == {"v1": "too dark"}
 
@@ -252,9 +253,9 @@ def test_a_video_that_cannot_be_measured_is_reported_and_not_read_again(tmp_path
 def test_an_interrupted_run_remembers_what_it_skipped(tmp_path) -> None:
     out, data = tmp_path / "r.json", five(v1=Unusable("too dark"))
     with pytest.raises(KeyboardInterrupt):
-        evaluate([Counting(stop=KeyboardInterrupt()).contender], {"d": data}, out)
+        evaluate([Counting(stop=KeyboardInterrupt()).tracker], {"d": data}, out)
     assert data.loaded == ["v0", "v1", "v2", "v3"]
-    results = evaluate([Counting().contender], {"d": data}, out)
+    results = evaluate([Counting().tracker], {"d": data}, out)
     assert data.loaded[4:] == ["v3", "v4"] and results["data"]["d"]["skipped"] == {"v1": "too dark"}
 
 
@@ -263,30 +264,30 @@ def test_an_interrupted_run_remembers_what_it_skipped(tmp_path) -> None:
 
 def test_only_what_is_missing_is_measured(tmp_path) -> None:
     out, data, a, b = tmp_path / "r.json", five(), Counting("a"), Counting("b")
-    small = evaluate([a.contender], {"d": data}, out, limit=2)
+    small = evaluate([a.tracker], {"d": data}, out, limit=2)
     assert keys(small) == {("d", v, "first", "a") for v in ("v0", "v1")} and small["data"]["d"]["total"] == 5
     kept = {r["video"]: r for r in small["records"]}
 
-    larger = evaluate([a.contender], {"d": data}, out, limit=4)
+    larger = evaluate([a.tracker], {"d": data}, out, limit=4)
     assert a.calls == 4 and data.loaded == ["v0", "v1", "v2", "v3"]
     assert all(kept[r["video"]] == r for r in larger["records"] if r["video"] in kept)  # seconds, too
 
-    results = evaluate([b.contender], {"d": data}, out, limit=1)
+    results = evaluate([b.tracker], {"d": data}, out, limit=1)
     assert (a.calls, b.calls) == (4, 1) and data.loaded[4:] == ["v0"]
     assert list(results["trackers"]) == ["a", "b"] and len(results["records"]) == 5
 
-    results = evaluate([b.contender, a.contender], {"d": data}, out, modes=MODES, limit=1)
+    results = evaluate([b.tracker, a.tracker], {"d": data}, out, modes=MODES, limit=1)
     assert (a.calls, b.calls) == (5, 2)
     assert keys(results) == {("d", "v0", m, t) for m in MODES for t in "ab"} | {
         ("d", f"v{i}", "first", "a") for i in (1, 2, 3)
     }
 
     loaded = len(data.loaded)
-    again = evaluate([a.contender, b.contender], {"d": data}, out, modes=MODES, limit=1)
+    again = evaluate([a.tracker, b.tracker], {"d": data}, out, modes=MODES, limit=1)
     assert len(data.loaded) == loaded and again["records"] == results["records"] == strict(out)["records"]
 
     other = Videos({"w": labelled("w")}, kind="davis")
-    both = evaluate([a.contender], {"e": other}, out)
+    both = evaluate([a.tracker], {"e": other}, out)
     assert list(both["data"]) == ["d", "e"] and both["data"]["d"] == again["data"]["d"]
     assert keys(both) == keys(again) | {("e", "w", "first", "a")}
 
@@ -295,7 +296,7 @@ def test_two_processes_give_what_one_gives(tmp_path, whole) -> None:
     out, halves, waited = tmp_path / "two.json", (five(), five()), []
     for process in (1, 0):
         results = evaluate(
-            [Counting().contender],
+            [Counting().tracker],
             {"d": halves[process]},
             out,
             modes=MODES,
@@ -314,7 +315,7 @@ def test_progress(tmp_path) -> None:
     told = []
     data = {"d": five(v1=Unusable("")), "e": five()}
     tell = {"limit": 2, "on_video": lambda *values: told.append(values)}
-    evaluate([Counting().contender], data, tmp_path / "r.json", **tell)
+    evaluate([Counting().tracker], data, tmp_path / "r.json", **tell)
     assert told == [("d", 1, 5), ("d", 2, 5), ("e", 1, 5), ("e", 2, 5)]
 
 
@@ -358,13 +359,13 @@ def test_what_was_measured_on_something_else_is_refused(tmp_path, monkeypatch, c
 
 def test_other_versions_are_refused_and_other_paths_are_not(tmp_path, monkeypatch) -> None:
     out = tmp_path / "r.json"
-    evaluate([Counting().contender], {"d": five()}, out)
+    evaluate([Counting().tracker], {"d": five()}, out)
     moved = five()
     moved.path = "elsewhere"
-    assert evaluate([Counting().contender], {"d": moved}, out)["data"]["d"]["path"] == "elsewhere"
+    assert evaluate([Counting().tracker], {"d": moved}, out)["data"]["d"]["path"] == "elsewhere"
     monkeypatch.setattr("chrono_features.evaluation.run.metadata.version", lambda package: "0.0")
     with pytest.raises(ValueError, match="about versions .*'torch': '0.0'"):
-        evaluate([Counting().contender], {"d": five()}, out)
+        evaluate([Counting().tracker], {"d": five()}, out)
 
 
 @pytest.mark.parametrize(
@@ -375,22 +376,22 @@ def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, content) -
     out, data = tmp_path / "r.json", five()
     out.write_bytes(content)
     with pytest.raises(ValueError, match=r"r\.json"):
-        evaluate([Counting().contender], {"d": data}, out)
+        evaluate([Counting().tracker], {"d": data}, out)
     assert out.read_bytes() == content and leftovers(out) == data.loaded == []
 
 
 def test_a_missing_folder_is_refused_before_any_work(tmp_path) -> None:
     data = five()
     with pytest.raises(FileNotFoundError, match=r"out=.*r\.json: the folder .*nowhere does not exist"):
-        evaluate([Counting().contender], {"d": data}, tmp_path / "nowhere" / "r.json")
+        evaluate([Counting().tracker], {"d": data}, tmp_path / "nowhere" / "r.json")
     assert data.loaded == [] and not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"contenders": []}, r"contenders=\[\]; expected at least one"),
-        ({"contenders": [Counting().contender] * 2}, r"contenders=\['random', 'random'\]"),
+        ({"trackers": []}, r"trackers=\[\]; expected at least one"),
+        ({"trackers": [Counting().tracker] * 2}, r"trackers=\['random', 'random'\]"),
         ({"data": {}}, "data is empty"),
         ({"modes": []}, r"modes=\[\]; expected some of first, strided"),
         ({"modes": ["first", "last"]}, r"modes=\['first', 'last'\]"),
@@ -399,7 +400,7 @@ def test_a_missing_folder_is_refused_before_any_work(tmp_path) -> None:
 )
 def test_wrong_arguments(tmp_path, change, message) -> None:
     data = five()
-    arguments = {"contenders": [Counting().contender], "data": {"d": data}, "out": tmp_path / "r.json", **change}
+    arguments = {"trackers": [Counting().tracker], "data": {"d": data}, "out": tmp_path / "r.json", **change}
     with pytest.raises(ValueError, match=message):
         evaluate(**arguments)
     assert data.loaded == [] and not any(tmp_path.iterdir())
@@ -407,7 +408,7 @@ def test_wrong_arguments(tmp_path, change, message) -> None:
 
 def test_a_failed_write_leaves_file_and_parts(tmp_path, monkeypatch) -> None:
     out = tmp_path / "r.json"
-    evaluate([Counting("a").contender], {"d": five()}, out)
+    evaluate([Counting("a").tracker], {"d": five()}, out)
     before = out.read_bytes()
 
     def broken(self):
@@ -416,18 +417,18 @@ def test_a_failed_write_leaves_file_and_parts(tmp_path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Store, "results", broken)
         with pytest.raises(OSError, match="disk full"):
-            evaluate([Counting("b").contender], {"d": five()}, out)
+            evaluate([Counting("b").tracker], {"d": five()}, out)
     assert out.read_bytes() == before
     tracker = Counting("b")
-    assert len(evaluate([tracker.contender], {"d": five()}, out)["records"]) == 10
+    assert len(evaluate([tracker.tracker], {"d": five()}, out)["records"]) == 10
     assert tracker.calls == 0
 
 
 # Scores
 
 
-def one(contender: Contender, video: LabelledVideo, mode: str = "first") -> dict[str, Any]:
-    (record,) = track_records(contender, video, [mode], Clip(video.frames, "cpu"))
+def one(tracker: Tracker, video: LabelledVideo, mode: str = "first") -> dict[str, Any]:
+    (record,) = track_records(tracker, video, [mode], FeatureCache(video.frames, "cpu"))
     return record
 
 
@@ -492,7 +493,7 @@ def test_features_are_computed_once_for_both_modes(tmp_path) -> None:
         given.append(None if found is None else found.flatten()[0].item())
         return Counting()(clip, queries)
 
-    results = evaluate([Contender("c", track, features)], {"d": five()}, tmp_path / "r.json", modes=MODES, limit=2)
+    results = evaluate([Tracker("c", track, features)], {"d": five()}, tmp_path / "r.json", modes=MODES, limit=2)
     assert seen == [(1, FRAMES, 3, 32, 32)] * 2 and given == [1, 1, 2, 2]
     seconds = {r["video"]: set() for r in results["records"]}
     for record in results["records"]:
@@ -500,7 +501,7 @@ def test_features_are_computed_once_for_both_modes(tmp_path) -> None:
     assert all(len(s) == 1 and min(s) > 0 for s in seconds.values())  # the same time in both records
 
 
-def test_contenders_with_the_same_features_share_them(tmp_path) -> None:
+def test_trackers_with_the_same_features_share_them(tmp_path) -> None:
     """And what masks say about them; others have their own, and those without features get none."""
     seen, given = [], []
 
@@ -511,15 +512,15 @@ def test_contenders_with_the_same_features_share_them(tmp_path) -> None:
 
         return compute
 
-    def contender(name: str, compute=None) -> Contender:
+    def tracker(name: str, compute=None) -> Tracker:
         def track(clip, queries, found):
             given.append(found is not None)
             return Counting()(clip, queries)
 
-        return Contender(name, track, compute)
+        return Tracker(name, track, compute)
 
     a, b = features("a"), features("b")
-    measured = [contender("a1", a), contender("a2", a), contender("none"), contender("a3", a), contender("b", b)]
+    measured = [tracker("a1", a), tracker("a2", a), tracker("none"), tracker("a3", a), tracker("b", b)]
     data = {"d": five(), "masks": Videos({"m": masked()}, kind="masks")}
     results = evaluate(measured, data, tmp_path / "r.json", limit=1)
     assert seen == ["a", "b"] * 2 and given == [True, True, False, True, True] * 2
@@ -543,7 +544,7 @@ def test_the_worst_tracks_are_numbered_as_in_the_video(mode) -> None:
         found.xy[0, lost] += 9.0
         return found
 
-    record = one(Contender("c", track), video, mode)
+    record = one(Tracker("c", track), video, mode)
     lost = [w for w in record["worst"] if w["delta"] < 1]
     queries = {"first": [0], "strided": [0, 5]}[mode]
     assert sorted(w["query"][0] for w in lost) == queries and {w["track"] for w in lost} == {3}
@@ -604,7 +605,7 @@ def test_numbers_that_json_does_not_know(tmp_path) -> None:
     assert second["metrics"]["average_pts_within_thresh"] == 0 and second["worst"][0]["xy"][2] == [None, None]
     rows = [r for r in strict(out)["summary"] if r["group"] == "articulated/x"]
     assert rows[0]["metrics"]["average_pts_within_thresh"] is None and rows[0]["interval"] == [None, None]
-    assert plain({"a": [float("inf"), 1.5], "b": None, "c": "x"}) == {"a": [None, 1.5], "b": None, "c": "x"}
+    assert json_safe({"a": [float("inf"), 1.5], "b": None, "c": "x"}) == {"a": [None, 1.5], "b": None, "c": "x"}
 
 
 @pytest.mark.parametrize("group", ["g", "articulated/x"])
@@ -613,7 +614,7 @@ def test_a_video_without_queries(group) -> None:
     video = labelled(group=group)
     video.occluded[:] = True
     video.occluded[0, 1] = False
-    record = one(Counting().contender, video, "strided")
+    record = one(Counting().tracker, video, "strided")
     assert record["points"] == 0 and record["worst"] == record["track_delta"] == []
     assert set(record["metrics"].values()) == {None}
 
@@ -640,8 +641,8 @@ def test_masks_with_and_without_features(tmp_path) -> None:
         return Tracks(xy, xy[..., 0])
 
     data = Videos({"m": video}, kind="masks")
-    contenders = [Contender("plain", moving), Contender("features", moving, features)]
-    results = evaluate(contenders, {"masks": data}, tmp_path / "r.json", modes=MODES)
+    trackers = [Tracker("plain", moving), Tracker("features", moving, features)]
+    results = evaluate(trackers, {"masks": data}, tmp_path / "r.json", modes=MODES)
     (first, second) = sorted(results["records"], key=lambda r: -len(r["tracker"]))
     queries, objects = mask_queries(video)
     torch.testing.assert_close(calls[0][0], torch.from_numpy(queries))
@@ -654,7 +655,7 @@ def test_masks_with_and_without_features(tmp_path) -> None:
     assert {"J", "F", "J&F"} < first["metrics"].keys()
     (row, _) = (r for r in results["summary"] if r["tracker"] == "features")
     assert row["metrics"]["J&F"] == first["metrics"]["J&F"]
-    assert evaluate(contenders, {"masks": data}, tmp_path / "r.json")["records"] == results["records"]
+    assert evaluate(trackers, {"masks": data}, tmp_path / "r.json")["records"] == results["records"]
     assert data.loaded == ["m"]  # there is one mode of masks, whatever is asked for
 
 

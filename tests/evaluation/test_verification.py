@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from chrono_features.evaluation import verification
-from chrono_features.evaluation.published import published
+from chrono_features.evaluation.published import published_delta
 
 pytest.importorskip("PIL.Image")
 
@@ -41,9 +41,9 @@ def test_davis_is_measured_in_the_authors_settings(small_model, davis, monkeypat
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     asked, evaluate = [], verification.evaluate
 
-    def spy(contenders, data, out, **options):
+    def spy(trackers, data, out, **options):
         asked.append(
-            (contenders[0].about["correlation_dtype"], options["modes"], evaluate(contenders, data, out, **options))
+            (trackers[0].about["correlation_dtype"], options["modes"], evaluate(trackers, data, out, **options))
         )
         return asked[-1][-1]
 
@@ -68,7 +68,11 @@ def test_verify_loads_the_authors_weights(small_model, monkeypatch) -> None:
 
 
 def test_published_numbers() -> None:
-    assert published("chrono-vitb14", "davis", "strided") == 70.1
-    assert published("dinov2-vits14", "rgb-stacking", "strided") is None
-    assert published("chrono-vits14", "davis", "masks") is published("chrono-vits14, refined", "davis", "first") is None
-    assert published("timm:resnet18", "kinetics", "first") == 50.3
+    assert published_delta("chrono-vitb14", "davis", "strided") == 70.1
+    assert published_delta("dinov2-vits14", "rgb-stacking", "strided") is None
+    assert (
+        published_delta("chrono-vits14", "davis", "masks")
+        is published_delta("chrono-vits14, refined", "davis", "first")
+        is None
+    )
+    assert published_delta("timm:resnet18", "kinetics", "first") == 50.3

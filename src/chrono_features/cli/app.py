@@ -405,7 +405,7 @@ def calibrate(
 
     network = _load(model, place)
     with _bar("tracking clips") as update:
-        calibration.calibrate(network, photographs, update)
+        calibration.fit_confidence(network, photographs, update)
     network.to("cpu").save_pretrained(out)
     fitted = f"confidence {network.config.confidence}, refined {network.config.refined_confidence}"
     _done(out, fitted, f"{_track_with(out)} --min-confidence 0.5")

@@ -25,7 +25,7 @@ from ..evaluation.protocol import check_mode
 from ..evaluation.report import write_report
 from ..evaluation.run import evaluate
 from ..evaluation.tables import result_tables
-from ..evaluation.trackers import Contender, baseline, from_model
+from ..evaluation.trackers import Tracker, baseline, from_model
 from ..extras import require
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -49,7 +49,7 @@ def open_all(specs: Sequence[str], size: tuple[int, int] | None = SIZE) -> dict[
     return data
 
 
-def contenders(
+def open_trackers(
     models: Sequence[str],
     baselines: Sequence[str],
     device: torch.device | str = "cpu",
@@ -61,7 +61,7 @@ def contenders(
     paper: bool = False,
     dtype: torch.dtype = torch.float32,
     max_frames_in_memory: int | None = None,
-) -> list[Contender]:
+) -> list[Tracker]:
     """Baselines, then each model: with its adapters off, as it is, with its confidence, refined, as far as wanted.
 
     Refined tracks come with their confidence where the model is calibrated for it.
@@ -135,7 +135,7 @@ def main(
     process, processes, wait = _share()
     if processes > 1 and place.type == "cuda":
         place = torch.device("cuda", process % torch.cuda.device_count())
-    measured = contenders(
+    measured = open_trackers(
         models,
         baselines,
         place,

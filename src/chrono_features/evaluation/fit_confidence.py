@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
@@ -21,15 +22,15 @@ from ..tracking import Tracks
 from .protocol import scored_frames
 from .scores import drawn_queries
 
-FIRST_CLIP = 99_000  # held-out clips from here on are for calibration, those before for evaluation
+FIRST_CLIP = 99_000  # held-out clips from here on are for fitting, those before for evaluation
 
 
-def calibrate(
+def fit_confidence(
     model: ChronoBackbone,
     photographs: str | os.PathLike[str],
     on_video: Callable[[int, int], object] = lambda done, total: None,
 ) -> None:
-    """Sets a model's `config.confidence` and `config.refined_confidence`.
+    """Fit the confidence of a model's tracks: set its `config.confidence` and `config.refined_confidence`.
 
     Args:
         model: The model; where it is, clips are tracked.
@@ -60,6 +61,16 @@ def calibrate(
         on_video(done, total)
     weights = {refine: fit(torch.cat(signals[refine]), torch.cat(good[refine])) for refine in signals}
     model.config = model.config.replace(confidence=weights[None], refined_confidence=weights["photometric"])
+
+
+def calibrate(
+    model: ChronoBackbone,
+    photographs: str | os.PathLike[str],
+    on_video: Callable[[int, int], object] = lambda done, total: None,
+) -> None:
+    """The former name of `fit_confidence`."""
+    warnings.warn("calibrate is now called fit_confidence", DeprecationWarning, stacklevel=2)
+    fit_confidence(model, photographs, on_video)
 
 
 def _usable(entries: Iterable[Entry]) -> Iterator[LabelledVideo]:

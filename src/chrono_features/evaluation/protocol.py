@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 THRESHOLDS = (1, 2, 4, 8, 16)  # pixels at 256 x 256
 MODES = ("first", "strided")
+MASK_MODE = "masks"  # the mode of records of videos with masks
 STRIDE = 5  # frames between queries of the mode *strided*
 
 

@@ -21,7 +21,7 @@ _ROWS: Mapping[str, tuple[float | None, ...]] = {
 }
 
 
-def published(tracker: str, kind: str, mode: str) -> float | None:
-    """What is published for a model on a kind of data set; None where nothing is, or not that we know."""
+def published_delta(tracker: str, kind: str, mode: str) -> float | None:
+    """<delta_avg that is published for a model on a kind of data set; None where we know of none."""
     values = dict(zip(_COLUMNS, _ROWS.get(tracker, ()), strict=False))
     return values.get((kind, mode))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..config import distinct
 
-Record = dict[str, Any]
+Record = dict[str, Any]  # what one tracker scored on one video in one mode
 KEY = ("data", "video", "mode", "tracker")
 SECTIONS = ("about", "protocol", "data", "trackers")
 MAX_DEPTH = 64  # of lists and objects; results have 6, and what writes and shows them goes into each
@@ -26,6 +27,15 @@ def parsed(text: str | bytes) -> Any:
         if not level:
             return value
     raise ValueError(f"nested deeper than {MAX_DEPTH}")
+
+
+def json_safe(value: Any) -> Any:
+    """A value as JSON has it: numbers that are not finite become None."""
+    if isinstance(value, dict):
+        return {key: json_safe(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [json_safe(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_results(results: Any) -> None:
@@ -80,7 +90,7 @@ def check_skip(skip: Any) -> None:
     _expect(_are(skip, str) and len(skip) == 3, "skip", "a data set, a video and a reason")
 
 
-def _check_track(track: Record) -> None:
+def _check_track(track: dict[str, Any]) -> None:
     xy, visible, query = track.get("xy", 0), track.get("visible"), track.get("query")
     _expect(_is_count(track.get("track")), "track of a worst track", "an index")
     _expect(_is_number(track.get("delta")), "delta of a worst track", "a number")

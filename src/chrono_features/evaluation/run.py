@@ -1,4 +1,4 @@
-"""Runs contenders over data sets, one video at a time, and goes on where an earlier run stopped."""
+"""Runs trackers over data sets, one video at a time, and resumes interrupted runs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 import torch
 
 from ..data.clip import SIZE, Dataset, Entry, MaskedVideo, Unusable
-from .protocol import MODES, THRESHOLDS
-from .scores import MASK_MODE, Clip, mask_record, track_records
+from .protocol import MASK_MODE, MODES, THRESHOLDS
+from .scores import FeatureCache, mask_record, track_records
 from .store import Store
-from .trackers import Contender
+from .trackers import Tracker
 
 PACKAGES = ("chrono-features", "torch", "timm", "numpy", "pillow", "opencv-python-headless")  # versions that matter
 
 
 def evaluate(
-    contenders: Sequence[Contender],
+    trackers: Sequence[Tracker],
     data: Mapping[str, Dataset],
     out: str | os.PathLike[str],
     *,
@@ -36,13 +36,13 @@ def evaluate(
     wait: Callable[[], object] = lambda: None,
     on_video: Callable[[str, int, int | None], object] = lambda name, done, total: None,
 ) -> dict[str, Any]:
-    """Measures every contender on every video.
+    """Measures every tracker on every video.
 
     What was measured is on disk at once. Another call with the same `out` measures what is missing: the rest of an
-    interrupted run, further videos, modes or contenders. A file that was measured on something else is refused.
+    interrupted run, further videos, modes or trackers. A file that was measured on something else is refused.
 
     Args:
-        contenders: What is measured.
+        trackers: What is measured.
         data: Data sets, by the names that they get in the results.
         out: File of results, JSON.
         modes: Query sampling, "first" and "strided"; for videos with tracks.
@@ -60,17 +60,17 @@ def evaluate(
     Raises:
         ValueError: An argument is not as above, `out` holds something else, or a file of a data set is broken.
     """
-    _check(contenders, data, modes, limit)
+    _check(trackers, data, modes, limit)
     about = {"device": describe_device(device), "date": datetime.date.today().isoformat(), "versions": _versions()}
     protocol = {"size": size and list(size), "thresholds": list(THRESHOLDS), **(settings or {})}
     sources = {name: {"kind": d.kind, "path": d.path, "fingerprint": d.fingerprint()} for name, d in data.items()}
-    trackers = {contender.name: contender.about for contender in contenders}
-    header = {"about": about, "protocol": protocol, "data": sources, "trackers": trackers}
+    measured = {tracker.name: tracker.about for tracker in trackers}
+    header = {"about": about, "protocol": protocol, "data": sources, "trackers": measured}
     store = Store(out, header, process)
     for name, dataset in data.items():
         for index, entry in enumerate(islice(dataset, limit)):
             if index % processes == process:
-                _measure(store, name, entry, contenders, modes, device)
+                _measure(store, name, entry, trackers, modes, device)
             on_video(name, index + 1, dataset.total())
         store.totals[name] = dataset.total()
     wait()
@@ -89,16 +89,16 @@ def _measure(
     store: Store,
     data: str,
     entry: Entry,
-    contenders: Sequence[Contender],
+    trackers: Sequence[Tracker],
     modes: Sequence[str],
     device: torch.device | str,
 ) -> None:
     """Adds what is missing of one video to the store; reads it only then."""
 
-    def done(contender: Contender, mode: str) -> bool:
-        return store.has(data=data, video=entry.name, mode=mode, tracker=contender.name)
+    def done(tracker: Tracker, mode: str) -> bool:
+        return store.has(data=data, video=entry.name, mode=mode, tracker=tracker.name)
 
-    missing = {c.name: [m for m in modes if not done(c, m)] for c in contenders if not done(c, MASK_MODE)}
+    missing = {c.name: [m for m in modes if not done(c, m)] for c in trackers if not done(c, MASK_MODE)}
     if not any(missing.values()) or (data, entry.name) in store.skipped:
         return
     try:
@@ -106,30 +106,28 @@ def _measure(
     except Unusable as reason:
         store.skip(data, entry.name, str(reason))
         return
-    clip = Clip(video.frames, device)
-    for contender in contenders:
-        if wanted := missing.get(contender.name):
+    cache = FeatureCache(video.frames, device)
+    for tracker in trackers:
+        if wanted := missing.get(tracker.name):
             if isinstance(video, MaskedVideo):
-                records = iter([mask_record(contender, video, clip)])
+                records = iter([mask_record(tracker, video, cache)])
             else:
-                records = track_records(contender, video, wanted, clip)
+                records = track_records(tracker, video, wanted, cache)
             for record in records:
-                named = {"data": data, "group": entry.group, "video": entry.name, "tracker": contender.name}
+                named = {"data": data, "group": entry.group, "video": entry.name, "tracker": tracker.name}
                 store.add({**named, "frames": len(video.frames), **record})
 
 
-def _check(
-    contenders: Sequence[Contender], data: Mapping[str, Dataset], modes: Sequence[str], limit: int | None
-) -> None:
-    names = [contender.name for contender in contenders]
+def _check(trackers: Sequence[Tracker], data: Mapping[str, Dataset], modes: Sequence[str], limit: int | None) -> None:
+    names = [tracker.name for tracker in trackers]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"contenders={names}; expected at least one, each with a name of its own")
+        raise ValueError(f"trackers={names}; expected at least one, each with a name of its own")
     if not data:
         raise ValueError("data is empty; expected at least one data set")
     if not modes or set(modes) - set(MODES):
         raise ValueError(f"modes={list(modes)}; expected some of {', '.join(MODES)}")
     if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}; expected a positive whole number, or None")
+        raise ValueError(f"limit={limit}; expected a positive integer, or None")
 
 
 def _versions() -> dict[str, str]:

@@ -1,8 +1,7 @@
-"""What a contender scores on one video: records in plain JSON values."""
+"""What a tracker scores on one video: records in plain JSON values."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,19 +18,18 @@ from ..data.clip import LabelledVideo, MaskedVideo
 from ..tracking import Tracks
 from .masks import mask_consistency, mask_queries, propagation_metrics
 from .metrics import average_precision, balanced_accuracy, joint_extent, pck, reliability
-from .protocol import sample_queries, scored_frames, tapvid_metrics, track_deltas
-from .trackers import Contender
+from .protocol import MASK_MODE, sample_queries, scored_frames, tapvid_metrics, track_deltas
+from .records import Record, json_safe
+from .trackers import Tracker
 
-MASK_MODE = "masks"
 MASK_POINTS = 100  # queried in the masks of a video
 KEPT_TRACKS = 3  # the worst ones of a video, for the report to show
 JOINTS = "articulated/"  # groups whose points are joints
-Record = dict[str, Any]
 Result = TypeVar("Result")
 
 
-class Clip:
-    """A video where it is measured, and what was computed last of features, for contenders that share them."""
+class FeatureCache:
+    """A video on its device and the features computed last, for trackers that share them."""
 
     def __init__(self, frames: Tensor, device: torch.device | str) -> None:
         self.video = frames[None].to(device)
@@ -39,17 +37,17 @@ class Clip:
         self._held: tuple[Tensor | None, float] = None, 0.0
         self._propagation: dict[str, float] | None = None
 
-    def features(self, contender: Contender) -> tuple[Tensor | None, float]:
-        """A contender's features, None where it has none, and the seconds that they took."""
-        if contender.features is not None and contender.features != self._of:
+    def features(self, tracker: Tracker) -> tuple[Tensor | None, float]:
+        """A tracker's features, None where it has none, and the seconds that they took."""
+        if tracker.features is not None and tracker.features != self._of:
             self._held, self._propagation = (None, 0.0), None  # let go before the next are computed
-            self._held = timed(partial(contender.features, self.video), self.video.device)
-            self._of = contender.features
-        return (None, 0.0) if contender.features is None else self._held
+            self._held = timed(partial(tracker.features, self.video), self.video.device)
+            self._of = tracker.features
+        return (None, 0.0) if tracker.features is None else self._held
 
-    def propagation(self, contender: Contender, video: MaskedVideo) -> dict[str, float]:
-        """What label propagation with a contender's features scores; nothing where it has none."""
-        features, _ = self.features(contender)
+    def propagation(self, tracker: Tracker, video: MaskedVideo) -> dict[str, float]:
+        """What label propagation with a tracker's features scores; nothing where it has none."""
+        features, _ = self.features(tracker)
         if features is None:
             return {}
         if self._propagation is None:
@@ -59,18 +57,18 @@ class Clip:
 
 
 def track_records(
-    contender: Contender,
+    tracker: Tracker,
     video: LabelledVideo,
     modes: Sequence[str],
-    clip: Clip,
+    cache: FeatureCache,
 ) -> Iterator[Record]:
     """A record for each mode of query sampling. The time for features stands in each."""
-    features, feature_seconds = clip.features(contender)
+    features, feature_seconds = cache.features(tracker)
     to_256 = 256 / np.array(video.frames.shape[:1:-1])
     for mode in modes:
         drawn, of_track = drawn_queries(video, mode)
-        queries = torch.from_numpy(drawn).float()[None].to(clip.video.device)
-        tracks, seconds = timed(partial(contender.track, clip.video, queries, features), clip.video.device)
+        queries = torch.from_numpy(drawn).float()[None].to(cache.video.device)
+        tracks, seconds = timed(partial(tracker.track, cache.video, queries, features), cache.video.device)
         occluded, valid = video.occluded[of_track], video.valid[of_track]
         truth = replace(video, xy=video.xy[of_track], occluded=occluded, valid=valid)
         metrics, deltas, bins = _score(drawn[:, 0], truth, tracks[0].to("cpu"), mode, to_256)
@@ -78,8 +76,8 @@ def track_records(
             "mode": mode,
             "points": len(drawn),
             "seconds": {"features": feature_seconds, "tracking": seconds},
-            "metrics": plain(metrics),
-            "track_delta": plain(deltas.round(4).tolist()),
+            "metrics": json_safe(metrics),
+            "track_delta": json_safe(deltas.round(4).tolist()),
             "worst": _worst(deltas, drawn, of_track, tracks[0].to("cpu")),
             **({"reliability": bins} if bins else {}),
         }
@@ -93,23 +91,23 @@ def drawn_queries(video: LabelledVideo, mode: str) -> tuple[NDArray[np.float64],
 
 
 def mask_record(
-    contender: Contender,
+    tracker: Tracker,
     video: MaskedVideo,
-    clip: Clip,
+    cache: FeatureCache,
 ) -> Record:
     """The record of label propagation (with features) and of points that should stay in their masks."""
-    features, feature_seconds = clip.features(contender)
+    features, feature_seconds = cache.features(tracker)
     queries, objects = mask_queries(video, max(MASK_POINTS, int(video.masks.max())))
-    drawn = torch.from_numpy(queries)[None].to(clip.video.device)
-    tracks, seconds = timed(partial(contender.track, clip.video, drawn, features), clip.video.device)
+    drawn = torch.from_numpy(queries)[None].to(cache.video.device)
+    tracks, seconds = timed(partial(tracker.track, cache.video, drawn, features), cache.video.device)
     tracks = tracks[0].to("cpu")
-    consistency = mask_consistency(tracks.xy.numpy(), called_visible(tracks), objects, video.masks)
-    metrics = {**clip.propagation(contender, video), **consistency}
+    consistency = mask_consistency(tracks.xy.numpy(), predicted_visible(tracks), objects, video.masks)
+    metrics = {**cache.propagation(tracker, video), **consistency}
     return {
         "mode": MASK_MODE,
         "points": len(queries),
         "seconds": {"features": feature_seconds, "tracking": seconds},
-        "metrics": plain(metrics),
+        "metrics": json_safe(metrics),
     }
 
 
@@ -122,18 +120,9 @@ def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, floa
     return result, time.perf_counter() - start
 
 
-def called_visible(tracks: Tracks) -> NDArray[np.bool_]:
-    """A tracker that says nothing of visibility calls every point visible."""
+def predicted_visible(tracks: Tracks) -> NDArray[np.bool_]:
+    """(N, T) bool; all True for a tracker that does not predict visibility."""
     return np.ones(tracks.xy.shape[:-1], bool) if tracks.visible is None else tracks.visible.numpy()
-
-
-def plain(value: Any) -> Any:
-    """Numbers as JSON has them: what is not finite becomes None."""
-    if isinstance(value, dict):
-        return {key: plain(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _score(
@@ -144,7 +133,7 @@ def _score(
     to_256: NDArray[Any],  # (2,)
 ) -> tuple[dict[str, float], NDArray[np.float64], list[tuple[float, float, int]]]:
     """All metrics, <delta_avg of each track, and the bins of a reliability plot."""
-    true_xy, xy, visible = truth.xy * to_256, tracks.xy.double().numpy() * to_256, called_visible(tracks)
+    true_xy, xy, visible = truth.xy * to_256, tracks.xy.double().numpy() * to_256, predicted_visible(tracks)
     metrics = tapvid_metrics(query_frames, true_xy, truth.occluded, xy, ~visible, mode, truth.valid)
     scored = scored_frames(query_frames, xy.shape[1], mode) & truth.valid
     seen = scored & ~truth.occluded
@@ -168,15 +157,16 @@ def _worst(
     queries: NDArray[np.float64],  # (M, 3)
     of_track: NDArray[np.int64],  # (M,)
     tracks: Tracks,
-) -> list[Record]:
+) -> list[dict[str, Any]]:
+    """The tracks with the lowest <delta_avg, for the report to show."""
     order = np.argsort(deltas)[: min(KEPT_TRACKS, int((~np.isnan(deltas)).sum()))]
     return [
         {
             "track": int(of_track[i]),
             "delta": round(float(deltas[i]), 4),
             "query": queries[i].round(2).tolist(),
-            "xy": plain(tracks.xy[i].double().numpy().round(1).tolist()),
-            "visible": called_visible(tracks)[i].astype(int).tolist(),
+            "xy": json_safe(tracks.xy[i].double().numpy().round(1).tolist()),
+            "visible": predicted_visible(tracks)[i].astype(int).tolist(),
         }
         for i in order
     ]

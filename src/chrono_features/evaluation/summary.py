@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .metrics import bootstrap_interval
-from .scores import MASK_MODE, plain
+from .protocol import MASK_MODE
+from .records import Record, json_safe
 
-Record = Mapping[str, Any]
 ALL = "mean of all videos"
 MAIN = {MASK_MODE: "J&F"}  # the metric whose interval is given, by mode; <delta_avg in the others
 
@@ -54,8 +54,8 @@ def _row(records: Sequence[Record]) -> dict[str, Any]:
     tracking, features = (sum(record["seconds"][part] for record in records) for part in ("tracking", "features"))
     return {
         "videos": len(records),
-        "metrics": {name: plain(_mean(v)) for name, v in values.items()},
-        "interval": [plain(end) for end in bootstrap_interval(main)],
+        "metrics": {name: json_safe(_mean(v)) for name, v in values.items()},
+        "interval": [json_safe(end) for end in bootstrap_interval(main)],
         "points_per_second": {
             "tracking": points / tracking if tracking else None,
             "with features": points / (tracking + features) if tracking + features else None,

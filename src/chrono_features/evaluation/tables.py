@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from .published import published
+from .published import published_delta
 from .summary import ALL
 
 TITLES = {
@@ -51,7 +51,7 @@ def _beside(results: Mapping[str, Any], row: Mapping[str, Any]) -> float | None:
     about = results["data"][row["data"]]
     is_whole = about["total"] == max(r["videos"] for r in results["summary"] if r["data"] == row["data"])
     same = results["protocol"]["size"] == [256, 256] and is_whole
-    return published(row["tracker"], about["kind"], row["mode"]) if same else None
+    return published_delta(row["tracker"], about["kind"], row["mode"]) if same else None
 
 
 def _pairs(rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

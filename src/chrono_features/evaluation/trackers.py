@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,16 +17,18 @@ from torch import Tensor
 from ..backbone import ChronoBackbone
 from ..confidence import confidence_weights
 from ..extras import require
+from ..refine import Refine
 from ..tracking import Tracks, soft_argmax_track
 from .baselines import ColourFeatures, PatchFeatures, TimmFeatures, lucas_kanade, static
 
-Tracker = Callable[[Tensor, Tensor], Tracks]  # video (B, T, 3, H, W) uint8, queries (B, N, 3) -> tracks of B clips
+# video (B, T, 3, H, W) uint8, queries (B, N, 3) -> tracks of B clips
+TrackFunction = Callable[[Tensor, Tensor], Tracks]
 PAPER_SIDE = 896  # pixels: the authors' network sees 64 x 64 patches of 14
 BASELINES = ("static", "lucas-kanade", "patch", "colour", "timm:NAME", "timm:NAME@BLOCK", "MODULE:FUNCTION")
 
 
 @dataclass(frozen=True)
-class Contender:
+class Tracker:
     """Something that tracks points, and maybe has features.
 
     Attributes:
@@ -68,8 +71,13 @@ def from_model(
     adapters: bool = True,
     paper: bool = False,
     max_frames_in_memory: int | None = None,
-    **options: Any,
-) -> Contender:
+    refine: Refine = None,
+    confidence: bool = False,
+    temperature: float | None = None,
+    radius: float | None = None,
+    visible_threshold: float | None = None,
+    correlation_dtype: torch.dtype | None = None,
+) -> Tracker:
     """A model and its own `track`.
 
     Args:
@@ -78,30 +86,36 @@ def from_model(
         adapters: Whether its adapters are on.
         paper: The authors' settings: similarities in bfloat16, frames of 896 x 896 pixels.
         max_frames_in_memory: As in `ChronoBackbone.forward`.
-        options: Of `ChronoBackbone.track`.
+        refine, confidence, temperature, radius, visible_threshold: As in `ChronoBackbone.track`.
+        correlation_dtype: As there; None takes bfloat16 with `paper`, and float32 otherwise.
 
     Raises:
-        ValueError: The authors' settings do not fit the model, or it is not calibrated for a confidence.
+        ValueError: The authors' settings do not fit the model, or its confidence was not fitted.
     """
-    grid = None
-    if paper:
-        if any(PAPER_SIDE % side for side in model.patch_size):
-            raise ValueError(f"paper=True for {name}, whose patches are {model.patch_size}; expected divisors of 896")
-        grid = (PAPER_SIDE // model.patch_size[0], PAPER_SIDE // model.patch_size[1])
-        options = {"correlation_dtype": torch.bfloat16, **options}
-    if options.get("confidence"):
-        confidence_weights(model.config, options.get("refine") is not None)  # raises where there are none
-    features = ModelFeatures(model, adapters, grid, max_frames_in_memory)
+    if confidence:
+        confidence_weights(model.config, refine is not None)  # raises where there are none
+    features = ModelFeatures(model, adapters, _paper_grid(name, model) if paper else None, max_frames_in_memory)
+    if paper and correlation_dtype is None:
+        correlation_dtype = torch.bfloat16
+    given = {
+        "refine": refine,
+        "confidence": confidence if confidence or refine else None,  # as results of earlier versions have it
+        "temperature": temperature,
+        "radius": radius,
+        "visible_threshold": visible_threshold,
+        "correlation_dtype": correlation_dtype,
+    }
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
 
     def track(video: Tensor, queries: Tensor, found: Tensor | None) -> Tracks:
         return model.track(video, queries, features=features(video) if found is None else found, **options)
 
-    settings = {k: v if isinstance(v, (int, float, bool, str, type(None))) else str(v) for k, v in options.items()}
+    settings = {key: str(value) if isinstance(value, torch.dtype) else value for key, value in options.items()}
     about = {"weights": weights_hash(model), "config": model.config.to_dict(), "adapters": adapters, **settings}
-    return Contender(name, track, features, about)
+    return Tracker(name, track, features, about)
 
 
-def from_tracker(name: str, tracker: Tracker, **about: Any) -> Contender:
+def from_tracker(name: str, tracker: TrackFunction, **about: Any) -> Tracker:
     """Any callable (video (1, T, 3, H, W) uint8, queries (1, N, 3)) -> `Tracks`."""
 
     @torch.no_grad()
@@ -116,10 +130,10 @@ def from_tracker(name: str, tracker: Tracker, **about: Any) -> Contender:
                 raise ValueError(f"{name} returned {field_name} of shape {tuple(value.shape)}; expected {expected}")
         return tracks
 
-    return Contender(name, track, None, about)
+    return Tracker(name, track, None, about)
 
 
-def baseline(name: str, grid: tuple[int, int] = (64, 64), device: torch.device | str = "cpu") -> Contender:
+def baseline(name: str, grid: tuple[int, int] = (64, 64), device: torch.device | str = "cpu") -> Tracker:
     """A baseline by name.
 
     Args:
@@ -159,7 +173,14 @@ def weights_hash(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _from_features(name: str, features: Any, **about: Any) -> Contender:
+def _paper_grid(name: str, model: ChronoBackbone) -> tuple[int, int]:
+    """The grid that frames of 896 x 896 pixels give."""
+    if any(PAPER_SIDE % side for side in model.patch_size):
+        raise ValueError(f"paper=True for {name}, whose patches are {model.patch_size}; expected divisors of 896")
+    return PAPER_SIDE // model.patch_size[0], PAPER_SIDE // model.patch_size[1]
+
+
+def _from_features(name: str, features: Any, **about: Any) -> Tracker:
     """Soft-argmax on features, with their own radius and temperature."""
     options = {"radius": features.radius, "temperature": features.temperature}
 
@@ -168,10 +189,10 @@ def _from_features(name: str, features: Any, **about: Any) -> Contender:
         found = features(video) if found is None else found
         return soft_argmax_track(found, queries, video.shape[-2:], **options)
 
-    return Contender(name, track, features, {"grid": list(features.grid), **options, **about})
+    return Tracker(name, track, features, {"grid": list(features.grid), **options, **about})
 
 
-def _imported(module: str, function: str) -> Tracker:
+def _imported(module: str, function: str) -> TrackFunction:
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -185,3 +206,10 @@ def _imported(module: str, function: str) -> Tracker:
     if not callable(found):
         raise ValueError(f"baseline={module}:{function} is a {type(found).__name__}; expected a function")
     return partial(found)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Contender":
+        warnings.warn("Contender is now called Tracker", DeprecationWarning, stacklevel=2)
+        return Tracker
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

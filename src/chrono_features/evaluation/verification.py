@@ -13,7 +13,7 @@ from ..backbone import ChronoBackbone
 from ..checks import check_choice
 from ..data.readers import open_dataset
 from .protocol import MODES
-from .published import published
+from .published import published_delta
 from .run import evaluate
 from .summary import ALL
 from .trackers import from_model
@@ -57,7 +57,7 @@ def compare(
     measured = {} if davis is None else davis_deltas(model, davis)
     for mode in MODES:
         value = f"{measured[mode]:.1f}" if mode in measured else "not measured: no --davis"
-        rows.append((f"TAP-Vid-DAVIS, {mode}, <delta_avg", f"{published(name, 'davis', mode):.1f}", value))
+        rows.append((f"TAP-Vid-DAVIS, {mode}, <delta_avg", f"{published_delta(name, 'davis', mode):.1f}", value))
     return rows
 
 

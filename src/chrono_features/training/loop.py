@@ -20,6 +20,7 @@ from ..adapter import AttentionMixer
 from ..backbone import ChronoBackbone
 from ..checkpoints import DINOV2_VITS
 from ..data.synthetic import load_textures
+from ..evaluation.protocol import THRESHOLDS
 from ..extras import require
 from ..files import naming, open_regular, write_beside
 from ..ops.matching import bilinear_corners
@@ -37,7 +38,6 @@ CHECKPOINT_EVERY = 100
 VALIDATE_EVERY = 500
 VALIDATION_CLIPS = 32
 AVERAGE_DECAY = 0.998  # of the moving average of the weights
-THRESHOLDS = (1, 2, 4, 8, 16)  # pixels at 256 x 256
 
 
 class Trainee(nn.Module):
