@@ -4,6 +4,7 @@ import torch
 
 from chrono_features.data.clip import MaskedVideo
 from chrono_features.evaluation.masks import (
+    _dilated,
     boundary_accuracy,
     mask_consistency,
     mask_queries,
@@ -100,6 +101,13 @@ def test_boundary_accuracy_equals_distances_between_all_pairs(seed, size, tolera
     recall, precision = near.any(1).mean(), near.any(0).mean()
     expected = 2 * precision * recall / (precision + recall)
     assert boundary_accuracy(*masks, tolerance) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("radius", [0, 1, 4, 9])
+def test_dilation_reaches_the_pixels_of_a_disc(radius):
+    mask = np.random.default_rng(radius).random((23, 17)) < 0.03
+    away = np.square(np.argwhere(mask)[:, None, None] - np.stack(np.indices(mask.shape), axis=-1)).sum(-1)
+    np.testing.assert_array_equal(_dilated(mask, radius), (away <= radius**2).any(0))
 
 
 # --- Masks carried by features ----------------------------------------------------------------------------------------

@@ -44,6 +44,48 @@ def test_equal_scores_count_together_whatever_their_order():
         assert average_precision(truth[order], np.zeros(4)) == 0.5
 
 
+# Values of the formulas that stood here before scikit-learn and SciPy took over: results of earlier versions hold.
+
+
+def draws(seed: int = 0, count: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    probability = rng.random(count)
+    return rng.random(count) < probability, probability
+
+
+def test_metrics_are_those_of_earlier_versions():
+    truth, probability = draws()
+    for score in (probability, probability.round(1), probability > 0.5, -probability):
+        order = np.argsort(-score.astype(float), kind="stable")
+        ranked, found = score[order], np.cumsum(truth[order])
+        last = np.append(ranked[1:] != ranked[:-1], True)  # of each group of equal scores
+        precision, recall = (found / np.arange(1, len(found) + 1))[last], found[last] / found[-1]
+        expected = (np.diff(recall, prepend=0.0) * precision).sum()
+        assert average_precision(truth, score) == pytest.approx(expected, abs=1e-12)
+    called = probability > 0.5
+    expected = (called[truth].mean() + (~called)[~truth].mean()) / 2
+    assert balanced_accuracy(truth, called) == pytest.approx(expected, abs=1e-12)
+    for values in (probability, np.arange(11) / 10, probability.astype(np.float32).astype(float)):
+        happened = np.arange(len(values)) % 3 == 0
+        place = (values * 10).astype(int).clip(0, 9)
+        expected = [(values[place == b].mean(), happened[place == b].mean(), sum(place == b)) for b in np.unique(place)]
+        np.testing.assert_allclose(reliability(values, happened), expected, rtol=0, atol=1e-12)
+
+
+def test_intervals_are_those_of_earlier_versions():
+    values = draws()[1][:30]
+    means = values[np.random.default_rng(0).integers(30, size=(10_000, 30))].mean(axis=1)
+    assert bootstrap_interval(values) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=1e-12)
+    assert bootstrap_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_a_tracker_that_breaks_down_does_not_end_the_run():
+    truth, score = np.array([True, True, False, False]), np.array([0.9, NAN, 0.5, NAN])
+    assert average_precision(truth, score) == pytest.approx(1 / 2 + 1 / 2 * 2 / 4)
+    assert reliability(score, truth) == [(0.5, 0.0, 1), (0.9, 1.0, 1)]
+    assert reliability(np.array([]), np.array([], bool)) == []
+
+
 def test_pck_counts_joints_nearer_than_a_share_of_the_extent():
     true_xy = np.array([[[0.0, 0.0], [0.0, 0.0]], [[30.0, 40.0], [10.0, 0.0]]])  # extents 40 and 10
     known = np.ones((2, 2), bool)

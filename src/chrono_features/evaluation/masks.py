@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.clip import MaskedVideo
+from ..extras import require
 from ..labels import propagate_labels
 from .protocol import ratio
 
@@ -40,7 +41,7 @@ def boundary_accuracy(
     Args:
         truth: The mask as marked.
         found: The mask as found.
-        tolerance: How near, as a share of the frame's diagonal; rounded up to whole pixels.
+        tolerance: How near, as a share of the frame's diagonal; rounded up to integer pixels.
     """
     true_boundary, boundary = _boundary(truth), _boundary(found)
     if not (true_boundary.any() and boundary.any()):
@@ -55,18 +56,26 @@ def propagation_metrics(
     features: Tensor,  # (T, C, h, w)
     video: MaskedVideo,
     frames: Tensor | None = None,  # (T, 3, H, W)
-    **options: Any,
+    *,
+    context: int = 7,
+    neighbours: int = 5,
+    radius: int | None = 12,
+    temperature: float = 10.0,
 ) -> dict[str, float]:
     """How well features carry the first frame's masks through a video: DAVIS's semi-supervised evaluation.
 
-    Masks go through `propagate_labels`, with `options`, background included. As in DINO's evaluation, labels are
+    Masks go through `propagate_labels`, background included. As in DINO's evaluation, labels are
     then scaled up bilinearly, each is stretched to 0 ... 1 over its frame, and the greatest wins. DINO's own masks are
     made small by taking the nearest pixel instead of by area, and are scaled to the video's size after the decision.
 
-    With `frames`, raw colours join the features, see `propagate_labels`.
-
     As in DAVIS's, the first and the last frame are not scored, and objects that the first frame does not show count
     as background. DAVIS averages over the objects of all videos; a mean over these numbers weighs videos alike.
+
+    Args:
+        features: Of the video's frames.
+        video: The masks, of which the first frame's are propagated.
+        frames: The video's frames, whose raw colours then join the features.
+        context, neighbours, radius, temperature: As in `propagate_labels`.
 
     Returns:
         `J`, `F` and their mean `J&F`, 0 to 1, averaged over frames and then objects; NaN where there is nothing to
@@ -83,14 +92,16 @@ def propagation_metrics(
         return dict.fromkeys(("J", "F", "J&F"), math.nan)
     first = torch.from_numpy(masks[0] == np.array([0, *objects])[:, None, None])
     first[0] = ~first[1:].any(dim=0)
-    labels = propagate_labels(features[None], first[None], video=None if frames is None else frames[None], **options)[0]
-    scores = []
-    for truth, frame in zip(masks[1:-1], labels[1:-1], strict=True):
-        large = F.interpolate(frame[None], truth.shape, mode="bilinear", align_corners=False)[0]
-        low, high = (value[:, None, None] for value in torch.aminmax(large.flatten(1), dim=1))
-        winner = ((large - low) / (high - low).clamp(min=torch.finfo(large.dtype).tiny)).argmax(dim=0).cpu().numpy()
-        pairs = [(truth == number, winner == place) for place, number in enumerate(objects, start=1)]
-        scores.append([(region_similarity(*pair), boundary_accuracy(*pair)) for pair in pairs])
+    (labels,) = propagate_labels(
+        features[None],
+        first[None],
+        video=None if frames is None else frames[None],
+        context=context,
+        neighbours=neighbours,
+        radius=radius,
+        temperature=temperature,
+    )
+    scores = [_object_scores(truth, frame, objects) for truth, frame in zip(masks[1:-1], labels[1:-1], strict=True)]
     region, boundary = np.mean(scores, axis=(0, 1)).tolist()
     return {"J": region, "F": boundary, "J&F": (region + boundary) / 2}
 
@@ -149,7 +160,7 @@ def mask_consistency(
 
     Returns:
         `mask_precision`: of a point's frames in which it is called visible, the share in which it is inside.
-        `mask_recall`: of a point's frames in which its object is in the picture, the share in which it is called
+        `mask_recall`: of a point's frames in which its object is in the frame, the share in which it is called
         visible and is inside. Both over all points together, 0 to 1; NaN where nothing counts.
     """
     frames, height, width = masks.shape
@@ -159,6 +170,20 @@ def mask_consistency(
     inside = in_frame & (masks[np.arange(frames), rows, columns] == objects[:, None])
     called, present = visible & after, np.stack([np.isin(objects, mask) for mask in masks], axis=1) & after
     return {"mask_precision": ratio(inside & called, called), "mask_recall": ratio(inside & called, present)}
+
+
+def _object_scores(
+    truth: NDArray[Any],  # (H, W)
+    labels: Tensor,  # (K, h, w), background first
+    objects: NDArray[np.int64],
+) -> list[tuple[float, float]]:
+    """J and F of each object in a frame."""
+    large = F.interpolate(labels[None], truth.shape, mode="bilinear", align_corners=False)[0]
+    low, high = (value[:, None, None] for value in torch.aminmax(large.flatten(1), dim=1))
+    stretched = (large - low) / (high - low).clamp(min=torch.finfo(large.dtype).tiny)
+    winner = stretched.argmax(dim=0).cpu().numpy()
+    pairs = [(truth == number, winner == place) for place, number in enumerate(objects, start=1)]
+    return [(region_similarity(*pair), boundary_accuracy(*pair)) for pair in pairs]
 
 
 def _objects(mask: NDArray[Any]) -> NDArray[np.int64]:
@@ -179,13 +204,9 @@ def _dilated(
     radius: int,
 ) -> NDArray[np.bool_]:
     """The pixels no farther than `radius` from one of the mask's."""
-    height, width = mask.shape
-    padded = np.pad(mask, radius)
-    grown = np.zeros_like(mask)
-    for y, x in np.ndindex(2 * radius + 1, 2 * radius + 1):
-        if (y - radius) ** 2 + (x - radius) ** 2 <= radius**2:
-            grown |= padded[y : y + height, x : x + width]
-    return grown
+    offsets = np.arange(-radius, radius + 1) ** 2
+    disc = (offsets[:, None] + offsets <= radius**2).astype(np.uint8)
+    return require("cv2", "eval").dilate(mask.astype(np.uint8), disc).astype(bool)
 
 
 def _grid(

@@ -1,28 +1,35 @@
-"""Metrics beside TAP-Vid's: visibility, joints, calibration, and how sure a mean over videos is. In NumPy."""
+"""Metrics beside TAP-Vid's: visibility, joints, calibration, and confidence intervals of means over videos."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..extras import require
 from .protocol import ratio
 
 
 def balanced_accuracy(
     visible: NDArray[Any],  # (...) bool, truth
-    called_visible: NDArray[Any],  # (...) bool
+    predicted_visible: NDArray[Any],  # (...) bool
     counted: NDArray[Any] | None = None,  # (...) bool
 ) -> float:
-    """Mean of the shares of visible and of hidden points that are called so; NaN where either kind is absent.
+    """Mean recall of visible and of occluded points; NaN where either kind is absent.
 
     Where almost nothing is occluded, plain accuracy rewards calling everything visible; this does not.
     """
-    counted = np.ones(visible.shape, bool) if counted is None else counted
-    shown, hidden = visible & counted, ~visible & counted
-    return (ratio(called_visible & shown, shown) + ratio(~called_visible & hidden, hidden)) / 2
+    if counted is not None:
+        visible = visible[counted]
+        predicted_visible = predicted_visible[counted]
+    if visible.all() or not visible.any():
+        return math.nan
+    metrics = require("sklearn.metrics", "eval")
+    return float(metrics.balanced_accuracy_score(visible.ravel(), predicted_visible.ravel()))
 
 
 def average_precision(
@@ -31,16 +38,14 @@ def average_precision(
     counted: NDArray[Any] | None = None,  # (...) bool
 ) -> float:
     """Area under the steps of the precision-recall curve, equal scores taken together; NaN without a true one."""
-    counted = np.ones(truth.shape, bool) if counted is None else counted
-    truth, score = truth[counted], score[counted].astype(np.float64)  # booleans, too
+    if counted is not None:
+        truth = truth[counted]
+        score = score[counted]
     if not truth.any():
-        return float("nan")
-    order = np.argsort(-score, kind="stable")
-    truth, score = truth[order], score[order]
-    last = np.append(score[1:] != score[:-1], True)  # of each group of equal scores
-    found = np.cumsum(truth)[last]
-    precision, recall = found / (np.flatnonzero(last) + 1), found / found[-1]
-    return float((np.diff(recall, prepend=0.0) * precision).sum())
+        return math.nan
+    # A tracker that breaks down gives NaN: the lowest score there is.
+    finite = np.nan_to_num(score.astype(np.float64), nan=np.finfo(np.float64).min)
+    return float(require("sklearn.metrics", "eval").average_precision_score(truth.ravel(), finite.ravel()))
 
 
 def pck(
@@ -79,11 +84,14 @@ def reliability(
     bins: int = 10,
 ) -> list[tuple[float, float, int]]:
     """Bins of equal width: the mean probability stated, the share that happened, and how many; empty ones left out."""
-    place = np.clip((probability * bins).astype(int), 0, bins - 1).ravel()
-    count = np.bincount(place, minlength=bins)
-    stated = np.bincount(place, probability.ravel(), minlength=bins)
-    seen = np.bincount(place, happened.ravel().astype(float), minlength=bins)
-    return [(float(stated[b] / count[b]), float(seen[b] / count[b]), int(count[b])) for b in np.flatnonzero(count)]
+    known = ~np.isnan(probability)
+    if not known.any():
+        return []
+    stated = probability[known].clip(0, 1)
+    statistic = partial(require("scipy.stats", "eval").binned_statistic, stated, bins=np.arange(bins + 1) / bins)
+    means = statistic([stated, happened[known]], "mean").statistic
+    counts = statistic(None, "count").statistic
+    return [(float(p), float(h), int(count)) for p, h, count in zip(*means, counts, strict=True) if count]
 
 
 def bootstrap_interval(
@@ -106,7 +114,13 @@ def bootstrap_interval(
     numbers = np.asarray(values, np.float64)
     numbers = numbers[~np.isnan(numbers)]
     if len(numbers) < 2:
-        return float("nan"), float("nan")
-    drawn = np.random.default_rng(seed).integers(len(numbers), size=(samples, len(numbers)))
-    low, high = np.quantile(numbers[drawn].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+        return math.nan, math.nan
+    found = require("scipy.stats", "eval").bootstrap(
+        (numbers,),
+        np.mean,
+        n_resamples=samples,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
