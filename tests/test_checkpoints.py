@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from chrono_features import ChronoBackbone, checkpoints, files
 from chrono_features.config import VIT_KWARGS
-from chrono_features.files import STAGING
+from chrono_features.folders import STAGING
 
 FILES = ["README.md", "config.json", "model.safetensors"]
 

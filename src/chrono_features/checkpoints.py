@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock
 from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub.utils import WeakFileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,7 +23,8 @@ from torch import Tensor
 from .authors import AUTHORS_FILES, by_hand, download, read_authors
 from .checks import check_flag, check_path, is_folder, refusal
 from .config import WEIGHT_SOURCES, ChronoConfig, distinct
-from .files import STAGING, open_regular, write_folder
+from .files import open_regular
+from .folders import STAGING, write_folder
 from .weights import check_savable
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -258,7 +259,7 @@ def _fetch_authors(
     cache.mkdir(parents=True, exist_ok=True)
     if local_files_only or constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(f"{otherwise} (not fetched: offline mode)")
-    with FileLock(cache / f"{name}.lock"):
+    with WeakFileLock(cache / f"{name}.lock"):
         if _is_complete(folder) and not force_download:
             return folder  # another process was faster
         temporary = cache / f"{name}.download"  # under the lock: what is in it a killed process has left

@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever half-written, lost to a second writer or left behind for good."""
+"""Writing a file so that it is never half-written, lost to a second writer or left behind for good."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ import contextlib
 import errno
 import os
 import secrets
-import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
-
-from filelock import FileLock, Timeout
 
 try:
     import fcntl
 except ImportError:  # Windows, where a file that is open cannot be removed either
     fcntl = None  # type: ignore[assignment]
 
-STAGING, LOCK_FILE = ".saving", ".lock"  # in a folder that is being written
-LOCK_TIMEOUT = 600.0  # seconds; a model is written in a few
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
@@ -47,45 +42,12 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         os.replace(file.name, target)
 
 
-@contextmanager
-def write_folder(path: str | os.PathLike[str], names: Sequence[str]) -> Iterator[Path]:
-    """A folder for new files, which are renamed into the folder `path` in this order once all are written.
-
-    Whatever else is in `path` stays, and so does `path` itself; it is made where there is none. Links in the place of
-    files are replaced, not followed. Meanwhile no other process writes there. One that is killed between two renames
-    leaves the other files in `STAGING`.
-
-    Raises:
-        FileExistsError: `path` is a file, or one of `names` is no file.
-        TimeoutError: Another process writes there and does not end.
-        OSError: There is no space, or the like; the error names a file.
-    """
-    folder = folder_target(path)
-    for name in names:
-        _check_replaceable(folder / name)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        staging = folder / STAGING
-        _remove(staging)
-        staging.mkdir()
-        try:
-            with naming(folder / names[0]):
-                yield staging
-        except BaseException:
-            _remove(staging)
-            raise
-        for name in names:
-            if (staging / name).exists():
-                os.replace(staging / name, folder / name)
-        _remove(staging)
-
-
 def regular_target(path: str | os.PathLike[str]) -> Path:
     """The file that `path` stands for, through links; an error unless it can be written as a whole."""
     target = _resolved(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist")
-    _check_replaceable(target)
+    check_replaceable(target)
     return target
 
 
@@ -95,6 +57,12 @@ def folder_target(path: str | os.PathLike[str]) -> Path:
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"{target} is a file; expected a folder or a new name")
     return target
+
+
+def check_replaceable(target: Path) -> None:
+    """FileExistsError where something that is neither a file nor a link stands at `target`."""
+    if os.path.lexists(target) and not (target.is_file() or target.is_symlink()):
+        raise FileExistsError(f"{target} is no regular file; expected a file or a new name")
 
 
 @contextmanager
@@ -134,11 +102,6 @@ def _resolved(path: str | os.PathLike[str]) -> Path:
     if target is None or target.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
     return target
-
-
-def _check_replaceable(target: Path) -> None:
-    if os.path.lexists(target) and not (target.is_file() or target.is_symlink()):
-        raise FileExistsError(f"{target} is no regular file; expected a file or a new name")
 
 
 def _prefix(target: Path) -> str:
@@ -189,25 +152,3 @@ def _hold(descriptor: int, wait: bool) -> None:
     if fcntl is not None:
         with contextlib.suppress(OSError) if wait else contextlib.nullcontext():  # file systems without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / LOCK_FILE, timeout=LOCK_TIMEOUT)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise TimeoutError(f"{folder} is locked by another process that writes there ({lock.lock_file})") from error
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # on Windows the lock removes it
-            os.unlink(lock.lock_file)
-        lock.release()
-
-
-def _remove(staging: Path) -> None:
-    if staging.is_dir() and not staging.is_symlink():
-        shutil.rmtree(staging)
-    else:
-        staging.unlink(missing_ok=True)
