@@ -37,8 +37,7 @@ from chrono_features.evaluation.trackers import from_tracker, weights_hash
 from chrono_features.files import write_beside
 from chrono_features.refiners import swap_backbone, trainable_report, tyx_from_txy
 from chrono_features.training import Stage
-from chrono_features.training.batches import Batch, SyntheticBatches
-from chrono_features.training.loop import loader
+from chrono_features.training.batches import Batch, SyntheticBatches, loader
 from chrono_features.training.losses import huber_loss, visibility_loss
 
 OWN = "own"

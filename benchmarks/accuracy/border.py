@@ -15,10 +15,9 @@ from rich.progress import track as progress
 from torch import Tensor
 
 from chrono_features import ChronoBackbone, soft_argmax_track
-from chrono_features.data.synthetic import make_clip
+from chrono_features.data.synthetic import VALIDATION_SEED, make_clip
 from chrono_features.evaluation.protocol import THRESHOLDS
 from chrono_features.ops.matching import sample_features
-from chrono_features.training.batches import VALIDATION_SEED
 
 from .. import harness
 

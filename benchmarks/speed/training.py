@@ -18,9 +18,9 @@ from torch import Tensor
 
 from chrono_features import ChronoBackbone
 from chrono_features.data.synthetic import load_textures
-from chrono_features.training.batches import Batch, SyntheticBatches
-from chrono_features.training.loop import Trainee, loader
+from chrono_features.training.batches import Batch, SyntheticBatches, loader
 from chrono_features.training.recipes import TINY, Stage
+from chrono_features.training.trainee import Trainee
 
 from .. import harness
 

@@ -11,9 +11,9 @@ from chrono_features.data import photo_warps as warps
 from chrono_features.data import synthetic_clips as heldout
 from chrono_features.data.clip import LabelledVideo, Unusable
 from chrono_features.data.photo_warps import FRAMES, PLANS, POINTS, Warps, homographies, project, render
-from chrono_features.data.synthetic import load_textures, make_clip
+from chrono_features.data.synthetic import VALIDATION_SEED, load_textures, make_clip
 from chrono_features.data.synthetic_clips import HeldOut
-from chrono_features.training.batches import VALIDATION_SEED, SyntheticBatches
+from chrono_features.training.batches import SyntheticBatches
 from chrono_features.training.recipes import RECIPES
 
 Image = pytest.importorskip("PIL.Image")

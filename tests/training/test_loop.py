@@ -16,12 +16,15 @@ pytest.importorskip("accelerate")
 from tiny_training import CLIPS, CONFIG, RECIPE, STAGE, run
 
 from chrono_features import ChronoBackbone, grid_queries
+from chrono_features.data.synthetic import VALIDATION_SEED
 from chrono_features.extras import how_to_install
-from chrono_features.training import RECIPES, Recipe, Stage, loop, train
+from chrono_features.training import RECIPES, Recipe, Stage, loop, stage_run, train
 from chrono_features.training import batches as data
 from chrono_features.training.augment import augment_colour
-from chrono_features.training.batches import VALIDATION_SEED, SyntheticBatches, draw_queries
+from chrono_features.training.batches import SyntheticBatches, draw_queries
 from chrono_features.training.losses import grid_cross_entropy, huber_loss, visibility_loss
+from chrono_features.training.stage_run import StageRun
+from chrono_features.training.trainee import Trainee
 from chrono_features.training.visibility import fit_visibility
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
@@ -152,7 +155,7 @@ def test_a_step_decides_its_batch():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_come_in_their_order_as_bytes_on_the_host(workers):
     batches = SyntheticBatches(dataclasses.replace(STAGE, steps=3), None, seed=1)
-    loaded = list(loop.loader(batches, workers, "cpu"))
+    loaded = list(data.loader(batches, workers, "cpu"))
     assert len(loaded) == 3
     for step, batch in enumerate(loaded):
         assert batch.video.dtype == torch.uint8 and batch.video.device.type == "cpu"
@@ -188,10 +191,10 @@ def test_processes_and_seeds_see_clips_of_their_own():
 def quick():
     """Frequent checkpoints, a short validation, no clip made twice, and a process left as it was."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "CHECKPOINT_EVERY", 3)
-        patch.setattr(loop, "LOG_EVERY", 1)
-        patch.setattr(loop, "VALIDATE_EVERY", 3)
-        patch.setattr(loop, "VALIDATION_CLIPS", 1)
+        patch.setattr(stage_run, "CHECKPOINT_EVERY", 3)
+        patch.setattr(stage_run, "LOG_EVERY", 1)
+        patch.setattr(stage_run, "VALIDATE_EVERY", 3)
+        patch.setattr(stage_run, "VALIDATION_CLIPS", 1)
         patch.setattr(data, "make_clip", functools.cache(data.make_clip))
         yield
     torch.set_flush_denormal(False)
@@ -231,10 +234,8 @@ def test_the_best_average_is_kept(uninterrupted, tmp_path, monkeypatch):
         states.append({name: value.clone() for name, value in self.state_dict().items()})
         return {"delta": torch.tensor(next(scores)), "visibility": torch.tensor(1.0)}
 
-    training = loop.Trainee.forward
-    monkeypatch.setattr(
-        loop.Trainee, "forward", lambda self, *a: training(self, *a) if self.training else score(self, *a)
-    )
+    training = Trainee.forward
+    monkeypatch.setattr(Trainee, "forward", lambda self, *a: training(self, *a) if self.training else score(self, *a))
     model = run(tmp_path, dataclasses.replace(RECIPE, stages=(STAGE,)))
     assert len(states) == 3
     best = {name.removeprefix("backbone."): value for name, value in states[1].items() if "backbone" in name}
@@ -256,12 +257,12 @@ def test_the_average_of_a_short_stage_has_left_its_start(tmp_path):
 
 
 def test_a_diverged_run_says_so(tmp_path, monkeypatch):
-    forward = loop.Trainee.forward
+    forward = Trainee.forward
 
     def diverged(self, *args):
         return {**forward(self, *args), "delta": torch.tensor(math.nan)}
 
-    monkeypatch.setattr(loop.Trainee, "forward", diverged)
+    monkeypatch.setattr(Trainee, "forward", diverged)
     with pytest.raises(ValueError, match="stage pairs diverged"):
         run(tmp_path, dataclasses.replace(RECIPE, stages=(STAGE,)))
 
@@ -322,7 +323,7 @@ def test_validation_sees_other_photographs(tmp_path, monkeypatch):
 
 
 def test_look_ahead_sets_the_window_of_attention():
-    trainee = loop.Trainee(ChronoBackbone(CONFIG.replace(window=(4, 2))))
+    trainee = Trainee(ChronoBackbone(CONFIG.replace(window=(4, 2))))
     video = torch.rand(1, 6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for adapter in trainee.backbone.adapters.values():
         torch.nn.init.normal_(adapter.conv_out.weight)
@@ -339,7 +340,7 @@ def test_look_ahead_sets_the_window_of_attention():
 
 def test_frames_after_are_drawn_at_every_step(tmp_path, monkeypatch):
     used = []
-    monkeypatch.setattr(loop.Trainee, "look_ahead", lambda self, frames: used.append(frames))
+    monkeypatch.setattr(Trainee, "look_ahead", lambda self, frames: used.append(frames))
     run(tmp_path, dataclasses.replace(RECIPE, stages=(dataclasses.replace(CLIPS, steps=8),)))
     training = [frames for frames in used if frames is not None]  # validation and saving take the configuration's
     assert len(training) == 8 and set(training) == {0, 6} and used[-2:] == [None, None]
@@ -350,9 +351,9 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("steps_alive", [2, 5, 11])
-def test_a_killed_run_goes_on_to_the_same_weights(uninterrupted, tmp_path, monkeypatch, steps_alive):
+def test_a_killed_run_resumes_to_the_same_weights_and_log(uninterrupted, tmp_path, monkeypatch, steps_alive):
     """Killed before the first checkpoint, between two, and in the second stage."""
-    step, count = loop._StageRun._step, []
+    step, count = StageRun._step, []
 
     def mortal(self, number, batch):
         count.append(1)
@@ -360,16 +361,18 @@ def test_a_killed_run_goes_on_to_the_same_weights(uninterrupted, tmp_path, monke
             raise Killed
         return step(self, number, batch)
 
-    monkeypatch.setattr(loop._StageRun, "_step", mortal)
+    monkeypatch.setattr(StageRun, "_step", mortal)
     with pytest.raises(Killed):
         run(tmp_path)
-    monkeypatch.setattr(loop._StageRun, "_step", step)
+    monkeypatch.setattr(StageRun, "_step", step)
     assert same(run(tmp_path), uninterrupted[0])
+    expected = (uninterrupted[1] / "log.jsonl").read_text()
+    assert (tmp_path / "log.jsonl").read_text() == expected  # steps after the checkpoint are not logged twice
 
 
 def test_a_finished_run_does_not_train_again(uninterrupted, monkeypatch):
     model, out = uninterrupted
-    monkeypatch.setattr(loop._StageRun, "_step", None)
+    monkeypatch.setattr(StageRun, "_step", None)
     assert same(run(out), model)
 
 
@@ -398,7 +401,7 @@ def test_starting_over(tmp_path):
 def test_training_lowers_the_loss():
     """Some steps on one batch."""
     torch.manual_seed(0)
-    trainee = loop.Trainee(ChronoBackbone(CONFIG)).train()
+    trainee = Trainee(ChronoBackbone(CONFIG)).train()
     batch = SyntheticBatches(CLIPS, None)[0]
     optimizer = torch.optim.AdamW(trainee.parameters(), 3e-3)
     totals = []
@@ -414,17 +417,17 @@ def test_training_lowers_the_loss():
 def test_the_total_is_the_weighted_sum():
     torch.manual_seed(0)
     stage = dataclasses.replace(CLIPS, cross_entropy=(0.3, 0.1), huber=0.7, visibility=1.1)
-    losses = loop.Trainee(ChronoBackbone(CONFIG))(SyntheticBatches(stage, None)[0], stage, progress=0.25)
+    losses = Trainee(ChronoBackbone(CONFIG))(SyntheticBatches(stage, None)[0], stage, progress=0.25)
     expected = 0.25 * losses["cross_entropy"] + 0.7 * losses["huber"] + 1.1 * losses["visibility"]
     assert losses["total"].item() == pytest.approx(expected.item(), rel=1e-6)
-    assert "cross_entropy" not in loop.Trainee(ChronoBackbone(CONFIG))(
+    assert "cross_entropy" not in Trainee(ChronoBackbone(CONFIG))(
         SyntheticBatches(stage, None)[0], dataclasses.replace(stage, cross_entropy=(0.0, 0.0))
     )
 
 
 @pytest.mark.parametrize("mixer", ["conv1d", "conv3d"])
 def test_every_mixer_trains(mixer):
-    trainee = loop.Trainee(ChronoBackbone(CONFIG.replace(mixer=mixer))).train()
+    trainee = Trainee(ChronoBackbone(CONFIG.replace(mixer=mixer))).train()
     trainee(SyntheticBatches(CLIPS, None)[0], CLIPS)["total"].backward()
     assert all(a.mixer.conv.weight.grad is not None for a in trainee.backbone.adapters.values())
 
@@ -432,13 +435,13 @@ def test_every_mixer_trains(mixer):
 def test_a_frozen_vit_is_not_trained(tmp_path, small_config, monkeypatch):
     config = small_config()
     start = {}
-    build = loop.Trainee.__init__
+    build = Trainee.__init__
 
     def remember(self, backbone):
         build(self, backbone)
         start.update({k: v.clone() for k, v in backbone.state_dict().items()})
 
-    monkeypatch.setattr(loop.Trainee, "__init__", remember)
+    monkeypatch.setattr(Trainee, "__init__", remember)
     model = run(tmp_path, Recipe("frozen", (dataclasses.replace(CLIPS, steps=2),), config))
     moved = {k.split(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, start[k])}
     assert moved == {"adapters", "visibility_head"}
@@ -496,12 +499,13 @@ def test_two_processes_train_one_model(tmp_path):
     script.write_text(
         "import dataclasses, sys, torch\n"
         "from pathlib import Path\n"
-        "from chrono_features.training import loop, train\n"
+        "from chrono_features.training import stage_run, train\n"
+        "from chrono_features.training.trainee import Trainee\n"
         f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
         "from tiny_training import RECIPE\n"
-        "loop.VALIDATE_EVERY, loop.VALIDATION_CLIPS, loop.LOG_EVERY = 2, 6, 1\n"
-        "forward, one = loop.Trainee.forward, {'delta': torch.tensor(1.0)}\n"
-        "loop.Trainee.forward = lambda self, *a: {**forward(self, *a), **({} if self.training else one)}\n"
+        "stage_run.VALIDATE_EVERY, stage_run.VALIDATION_CLIPS, stage_run.LOG_EVERY = 2, 6, 1\n"
+        "forward, one = Trainee.forward, {'delta': torch.tensor(1.0)}\n"
+        "Trainee.forward = lambda self, *a: {**forward(self, *a), **({} if self.training else one)}\n"
         "stages = tuple(dataclasses.replace(s, steps=3) for s in RECIPE.stages)\n"
         "out = Path(sys.argv[1])\n"
         "model = train(dataclasses.replace(RECIPE, stages=stages), out, workers=0)\n"
@@ -525,7 +529,7 @@ def _one_thread():
 
 
 def test_a_negative_number_of_workers_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="workers=-1; expected a whole number from 0"):
+    with pytest.raises(ValueError, match="workers=-1; expected an integer, 0 or more"):
         train(RECIPE, tmp_path / "run", workers=-1)
     assert not (tmp_path / "run").exists()
 

@@ -12,8 +12,9 @@ import dataclasses
 from tiny_training import CLIPS, CONFIG, RECIPE, STAGE, run
 
 from chrono_features import ChronoBackbone
-from chrono_features.training import RECIPES, loop, memory, train
+from chrono_features.training import RECIPES, loop, memory, stage_run, train
 from chrono_features.training.memory import MemoryWarning, _container_limits, check_memory, device_memory, step_memory
+from chrono_features.training.trainee import Trainee
 
 CPU = torch.device("cpu")
 
@@ -21,7 +22,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module", autouse=True)
 def quick():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "VALIDATION_CLIPS", 1)
+        patch.setattr(stage_run, "VALIDATION_CLIPS", 1)
         yield
     torch.set_flush_denormal(False)
 
@@ -29,7 +30,7 @@ def quick():
 @pytest.fixture(scope="module")
 def trainee():
     torch.manual_seed(0)
-    return loop.Trainee(ChronoBackbone(CONFIG))
+    return Trainee(ChronoBackbone(CONFIG))
 
 
 def changed(**changes):
@@ -58,11 +59,12 @@ def test_the_estimate_covers_what_a_step_takes(tmp_path):
     script.write_text(
         "import re, resource, sys, torch\n"
         "from chrono_features import ChronoBackbone\n"
-        "from chrono_features.training import RECIPES, loop, memory\n"
+        "from chrono_features.training import RECIPES, memory\n"
+        "from chrono_features.training.trainee import Trainee\n"
         "from chrono_features.training.batches import Batch\n"
         "recipe = RECIPES['tiny'].override(batch=3, frames=6, size=(128, 128), grid=(16, 16), tracks=64)\n"
         "stage = recipe.stages[1]\n"
-        "trainee = loop.Trainee(ChronoBackbone(recipe.config))\n"
+        "trainee = Trainee(ChronoBackbone(recipe.config))\n"
         "def peak():\n"
         "    if sys.platform == 'linux':  # where getrusage still has the peak of the process before exec\n"
         "        return int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024\n"
@@ -87,7 +89,7 @@ def test_the_estimate_covers_what_a_step_takes(tmp_path):
 
 def test_the_released_recipe_needs_a_large_gpu():
     recipe = RECIPES["tiny"]
-    trainee = loop.Trainee(ChronoBackbone(recipe.config))
+    trainee = Trainee(ChronoBackbone(recipe.config))
     needs = [sum(step_memory(trainee, stage, CPU)) / 1e9 for stage in recipe.stages]
     assert 8 < needs[0] < 25 and 60 < needs[1] < 120  # as float32
 

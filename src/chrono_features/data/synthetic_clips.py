@@ -9,10 +9,9 @@ from functools import cached_property, partial
 import numpy as np
 from torch import Tensor
 
-from ..training.batches import VALIDATION_SEED
 from .clip import SIZE, Entry, LabelledVideo
 from .photo_warps import names_and_bytes, photographs
-from .synthetic import Clip, Variety, load_textures, make_clip
+from .synthetic import VALIDATION_SEED, Clip, Variety, load_textures, make_clip
 from .synthetic.textures import HELD_BACK
 from .synthetic.variety import USUAL
 

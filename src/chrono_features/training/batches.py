@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from ..data.synthetic import make_clip
+from ..data.synthetic import load_textures, make_clip
 from .augment import augment_colour
-from .recipes import Stage
+from .recipes import Recipe, Stage
 
-# Clips from here on are never trained on: a generator keeps the low 32 bits of its seed, and in these every run of
-# training starts at a multiple of 2**26.
-VALIDATION_SEED = 2**32 - 2**20
 _STRIDE = 2**20  # steps that fit between two seeds of `train`
 
 
@@ -64,9 +63,9 @@ class SyntheticBatches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         first = self.first + step * self.per_step
-        least, most = self.stage.frames
+        shortest, longest = self.stage.frames
         draw = torch.Generator().manual_seed(step)  # the same on every process
-        frames = int(torch.randint(least, most + 1, (), generator=draw))
+        frames = int(torch.randint(shortest, longest + 1, (), generator=draw))
         clips = [self._clip(first + i, frames) for i in range(self.stage.batch)]
         return Batch(*(torch.stack(parts) for parts in zip(*clips, strict=True)))
 
@@ -117,3 +116,45 @@ def draw_queries(
     frames = [ranked.gather(1, (view % seen)[:, None])[:, 0] for view in range(views)]
     rows = torch.arange(len(tracks), device=tracks.device)
     return torch.cat([torch.cat([f[:, None].to(tracks), tracks[rows, f]], dim=1) for f in frames])
+
+
+class Photographs:
+    """Textures for training, and those that are kept for validation."""
+
+    def __init__(self, folder: Path) -> None:
+        self.training, self.validation = (load_textures(folder, part) for part in ("training", "validation"))
+
+
+def clips_of(
+    plan: Recipe,
+    index: int,
+    seed: int,
+    photographs: Photographs | None,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+) -> SyntheticBatches:
+    """The clips of a stage, or, after the last, those for the visibility head; made on a GPU where there is one."""
+    stages = [*plan.stages, plan.visibility]
+    stage = stages[index]
+    assert stage is not None
+    where = device if device.type == "cuda" else "cpu"
+    textures = None if photographs is None else photographs.training
+    return SyntheticBatches(stage, textures, seed * len(stages) + index, rank, world, where)
+
+
+def loader(batches: Dataset[Batch], workers: int, device: str) -> DataLoader[Batch]:
+    """Batches on the host, made by some processes ahead of time."""
+    on_gpu = device == "cuda"
+    return DataLoader(
+        batches,
+        batch_size=None,
+        collate_fn=_on_host,
+        num_workers=workers,
+        multiprocessing_context="spawn" if on_gpu and workers else None,  # CUDA does not survive a fork
+        pin_memory=on_gpu,
+    )
+
+
+def _on_host(batch: Any) -> Any:
+    return Batch(*(v.cpu() for v in vars(batch).values()))  # from process to process; `to` would not wait for the GPU
