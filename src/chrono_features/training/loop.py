@@ -18,10 +18,10 @@ from ..checkpoints import DINOV2_VITS
 from ..checks import check_integer
 from ..extras import require
 from ..files import write_beside
+from ..progress import Update, progress
 from ..weights import load_plain
 from .batches import Batch, Photographs, SyntheticBatches, clips_of
 from .memory import check_memory
-from .progress import Show, progress
 from .recipes import RECIPES, Recipe, Stage
 from .stage_run import StageRun
 from .trainee import Trainee
@@ -180,9 +180,10 @@ class _Run:
     def _fit_visibility(self, stage: Stage) -> None:
         """Alike on every process: all see the same clips."""
         clips = clips_of(self.plan, len(self.plan.stages), self.seed, self.photographs, self.accelerator.device)
-        with progress(self.accelerator.is_main_process) as show:
-            fit_visibility(self.trainee.backbone.eval(), _shown(clips, stage.name, show), stage)
-        if self.accelerator.is_main_process:
+        is_main = self.accelerator.is_main_process
+        with progress(stage.name, enabled=is_main, line_per_step=True) as update:
+            fit_visibility(self.trainee.backbone.eval(), _counted(clips, update), stage)
+        if is_main:
             self.trainee.backbone.save_pretrained(self.out / stage.name)
 
 
@@ -267,7 +268,7 @@ def _tf32(enabled: bool) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def _shown(clips: SyntheticBatches, what: str, show: Show) -> Iterator[Batch]:
+def _counted(clips: SyntheticBatches, update: Update) -> Iterator[Batch]:
     for i in range(len(clips)):
         yield clips[i]
-        show(what, i + 1, len(clips), "")
+        update(i + 1, len(clips))

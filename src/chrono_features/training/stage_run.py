@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Subset
 
 from ..data.synthetic import VALIDATION_SEED
 from ..files import naming, open_regular, write_beside
+from ..progress import progress
 from .batches import Batch, Photographs, SyntheticBatches, clips_of, loader
-from .progress import progress
 from .recipes import Recipe
 from .trainee import Trainee
 
@@ -75,8 +75,9 @@ class StageRun:
         batches = self._batches(first, workers)
         on_cpu = self.accelerator.device.type == "cpu"
         summary = ""
-        with progress(self.accelerator.is_main_process) as show:
-            show(self.stage.name, first, self.stage.steps, summary)
+        is_main = self.accelerator.is_main_process
+        with progress(self.stage.name, enabled=is_main, line_per_step=True) as update:
+            update(first, self.stage.steps)
             for step, batch in enumerate(batches, start=first + 1):
                 losses = self._step(step, batch)
                 self._update_average(step)
@@ -85,7 +86,7 @@ class StageRun:
                     summary = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("total", "delta"))
                 if step % LOG_EVERY == 0:
                     self._log(step, metrics)
-                show(self.stage.name, step, self.stage.steps, summary)
+                update(step, self.stage.steps, summary)
                 if step % VALIDATE_EVERY == 0 or step == self.stage.steps:
                     self._validate(step)
                 if step % CHECKPOINT_EVERY == 0 or step == self.stage.steps:
