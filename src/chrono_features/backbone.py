@@ -179,12 +179,11 @@ class ChronoBackbone(
             queries: An integer frame index, and x, y in pixels of `video`, for each point.
             grid, max_frames_in_memory, offload: As in `forward`; unused where `features` are given.
             features: Precomputed features of `video`; computed if None.
-            refine: "photometric" aligns positions with the pixels, see `chrono_features.refine`. None does not, and
-                pulls positions near the border of the image inwards by up to half a cell.
+            refine: "photometric" aligns positions with the pixels, see `chrono_features.refine`.
             confidence: Whether to tell how sure each position is, see `chrono_features.confidence`; `visible` then
                 follows from it. Needs a model whose confidence was fitted.
-            temperature, radius, visible_threshold: As in `soft_argmax_track`; None takes the configuration's.
-            correlation_dtype, memory_budget: As in `soft_argmax_track`.
+            temperature, radius, visible_threshold, correlation_dtype, memory_budget: As in `soft_argmax_track`; None
+                takes the configuration's.
 
         Returns:
             `Tracks` in pixels of `video`.
@@ -198,28 +197,18 @@ class ChronoBackbone(
         image_size = (video.shape[-2], video.shape[-1])
         queries = check_queries(queries, video.shape[0], video.shape[1], image_size).to(self.device)
         c = self.config
-        soft_argmax = SoftArgmax(
-            c.temperature if temperature is None else temperature,
-            c.radius if radius is None else radius,
-        )
+        temperature = c.temperature if temperature is None else temperature
+        soft_argmax = SoftArgmax(temperature, c.radius if radius is None else radius)
         if visible_threshold is None:
             visible_threshold = c.visible_threshold if refine is None else c.refined_visible_threshold
-        check_matching(self.visibility_head, visible_threshold, correlation_dtype, memory_budget)
+        matching = (self.visibility_head, visible_threshold, correlation_dtype, memory_budget)
+        check_matching(*matching)
         weights = confidence_weights(c, refine is not None) if confidence else ()
-        if features is not None:
-            check_features(features, video)
-        else:
+        if features is None:
             features = self(video, grid, max_frames_in_memory=max_frames_in_memory, offload=offload)
-        tracks = find_tracks(
-            features,
-            queries,
-            image_size,
-            soft_argmax,
-            visibility_head=self.visibility_head,
-            visible_threshold=visible_threshold,
-            correlation_dtype=correlation_dtype,
-            memory_budget=memory_budget,
-        )
+        else:
+            check_features(features, video)
+        tracks = find_tracks(features, queries, image_size, soft_argmax, None, *matching)
         if refine is not None:
             tracks = refine_tracks(video, features, queries, tracks, soft_argmax, RefineOptions())
         if confidence:

@@ -31,7 +31,7 @@ COLOUR = 0.95  # of the similarity, where colours join: of 0.8, 0.95 and 0.99 th
 @torch.no_grad()
 def propagate_labels(
     features: Tensor,  # (B, T, C, h, w)
-    labels: Tensor,  # (B, K, H, W) floating or bool, or (B, H, W) whole numbers
+    labels: Tensor,  # (B, K, H, W) floating or bool, or (B, H, W) integers
     *,
     video: Tensor | None = None,  # (B, T, 3, H, W)
     context: int = 7,
@@ -44,8 +44,7 @@ def propagate_labels(
     Each cell of a frame is compared with the cells around it in the first frame and in the `context` frames before its
     own. The labels of the most similar `neighbours` of them all are averaged, weighted by a softmax over their
     similarities; of equally similar cells any may be taken. Frame by frame, labels so found serve the frames that
-    follow. The defaults are those of DINO's evaluation (eval_video_segmentation.py), which runs on 30 x 52 and 60 x 104
-    cells. There are no gradients.
+    follow. The defaults are those of DINO's evaluation (eval_video_segmentation.py). There are no gradients.
 
     Features that tell points apart, as `chrono-tiny`'s, differ much within an object. Without colours, many neighbours
     of nearly like weight suit them better: `neighbours=40, temperature=3.0`.
@@ -75,27 +74,42 @@ def propagate_labels(
     if video is not None:
         check_video(video)
         check_features(features, video)
-    frames, height, width = features.shape[1], *features.shape[-2:]
-    context = min(check_integer("context", context), frames)
-    neighbours = check_integer("neighbours", neighbours, 1)
-    farthest = max(height, width)
-    radius = farthest if radius is None else min(check_integer("radius", radius), farthest)
-    search = _Search(context, neighbours, radius, check_number("temperature", temperature))
+    farthest = max(features.shape[-2:])
+    search = _Search(
+        min(check_integer("context", context), features.shape[1]),
+        check_integer("neighbours", neighbours, 1),
+        farthest if radius is None else min(check_integer("radius", radius), farthest),
+        check_number("temperature", temperature),
+    )
     if video is not None:
-        wide = features.to(wide_dtype(features.dtype))  # colours differ by little
-        colours = cell_colours(video.to(features.device), (height, width)).to(wide)
-        features = torch.cat([F.normalize(wide, dim=2) * (1 - COLOUR) ** 0.5, colours * COLOUR**0.5], dim=2)
-    labels = labels.to(features.device)
-    if labels.ndim == 3:
-        labels = labels.long()  # uint16 holds few operations
-        labels = labels[:, None] == torch.arange(int(labels.max()) + 1, device=labels.device)[:, None, None]
-    # Averages over whole cells: an object smaller than a cell keeps its share of it.
-    labels = F.interpolate(labels.to(wide_dtype(features.dtype)), (height, width), mode="area")
+        features = _with_colours(features, video)
+    labels = _on_grid(labels, features)
     with torch.autocast(features.device.type, enabled=False):  # which would round similarities to half precision
         found = torch.stack([_propagate(*clip, search) for clip in zip(features, labels, strict=True)])
     if not found.isfinite().all():  # asked of the labels, which are fewer than the features
         raise ValueError("features hold NaN or infinity; expected finite numbers")
     return found
+
+
+def _with_colours(
+    features: Tensor,  # (B, T, C, h, w)
+    video: Tensor,  # (B, T, 3, H, W)
+) -> Tensor:  # (B, T, C + 4, h, w), L2-normalised
+    wide = features.to(wide_dtype(features.dtype))  # colours differ by little
+    colours = cell_colours(video.to(features.device), (features.shape[-2], features.shape[-1])).to(wide)
+    return torch.cat([F.normalize(wide, dim=2) * (1 - COLOUR) ** 0.5, colours * COLOUR**0.5], dim=2)
+
+
+def _on_grid(
+    labels: Tensor,  # (B, K, H, W) floating or bool, or (B, H, W) integers
+    features: Tensor,  # (B, T, C, h, w)
+) -> Tensor:  # (B, K, h, w)
+    labels = labels.to(features.device)
+    if labels.ndim == 3:
+        labels = labels.long()  # uint16 holds few operations
+        labels = labels[:, None] == torch.arange(int(labels.max()) + 1, device=labels.device)[:, None, None]
+    # Averages over whole cells: an object smaller than a cell keeps its share of it.
+    return F.interpolate(labels.to(wide_dtype(features.dtype)), features.shape[-2:], mode="area")
 
 
 class _Search(NamedTuple):

@@ -44,30 +44,24 @@ def soft_argmax_track(
     correlation_dtype: torch.dtype = torch.float32,
     memory_budget: int | None = None,
 ) -> Tracks:
-    """Tracks points through dense features of any backbone by soft-argmax (Chrono).
+    """Track points through dense features of any backbone by soft-argmax (Chrono, section 3).
 
-    A query's feature is sampled bilinearly in its frame and compared with every cell of every frame. Around the most
-    similar cell, a softmax over the cells strictly nearer than `radius` gives the expected position. On its own frame
-    a query is returned as it came. Differentiable in `features` and `query_features`. The full similarity volume is
-    never held.
-
-    Positions are means of cell centres: within half a cell of the border of the image a point is placed further in, by
-    up to half a cell, and `visible` does not tell. `ChronoBackbone.track(..., refine="photometric")` reduces that.
+    A query's feature is compared with every cell of every frame. Around the most similar cell, a softmax over the cells
+    nearer than `radius` gives the expected position. Differentiable; the similarity volume is never held. Positions are
+    means of cell centres: near the border of the image a point is placed further in, by up to half a cell.
 
     Args:
-        features: Features, normally of unit length along C. Features in host memory may be tracked by queries on a
+        features: Features, normally L2-normalised along C. Features in host memory may be tracked by queries on a
             GPU: they go there chunk by chunk.
-        queries: Points to track: a whole frame index, and x, y in pixels of the video. Exactly one of this and
-            `query_features` must be given.
+        queries: An integer frame index, and x, y in pixels of the video, for each point. On the query frame the query
+            itself is returned. Exactly one of this and `query_features` must be given.
         image_size: (height, width) in pixels that positions refer to.
-        query_features: Features to look for, not normalised again; then no frame is a query's own.
+        query_features: Features to look for, not normalised again; no frame is then a query frame.
         temperature: Factor on similarities before the softmax.
         radius: Radius of the disc around the best cell, in cells.
         visibility_head: Maps (..., 3) statistics of the similarity map to two logits, see `VisibilityHead`.
-        visible_threshold: Minimum probability, by the head, of being neither occluded nor far for a point to count as
-            visible (Chrono: 0.5).
-        correlation_dtype: `torch.bfloat16` reproduces the authors' evaluation; anything wider is at least float32 and
-            at least the features' own precision.
+        visible_threshold: Minimum probability, by the head, of being neither occluded nor far.
+        correlation_dtype: `torch.bfloat16` reproduces the authors' evaluation; others are float32 at least.
         memory_budget: Bytes for one chunk of similarities; None takes 48 MB on a CPU and 256 MB elsewhere.
 
     Returns:
@@ -78,7 +72,6 @@ def soft_argmax_track(
     """
     check_features(features)
     image_size = check_image_size(image_size)
-    soft_argmax = SoftArgmax(temperature, radius)
     check_matching(visibility_head, visible_threshold, correlation_dtype, memory_budget)
     batch, frames, channels = features.shape[:3]
     if (queries is None) == (query_features is None):
@@ -91,12 +84,12 @@ def soft_argmax_track(
         features,
         queries,
         image_size,
-        soft_argmax,
-        query_features=query_features,
-        visibility_head=visibility_head,
-        visible_threshold=visible_threshold,
-        correlation_dtype=correlation_dtype,
-        memory_budget=memory_budget,
+        SoftArgmax(temperature, radius),
+        query_features,
+        visibility_head,
+        visible_threshold,
+        correlation_dtype,
+        memory_budget,
     )
 
 
@@ -105,12 +98,11 @@ def find_tracks(
     queries: Tensor | None,  # (B, N, 3) (t, x, y)
     image_size: tuple[float, float],
     soft_argmax: SoftArgmax,
-    *,
-    query_features: Tensor | None = None,  # (B, N, C)
-    visibility_head: nn.Module | None = None,
-    visible_threshold: float = 0.5,
-    correlation_dtype: torch.dtype = torch.float32,
-    memory_budget: int | None = None,
+    query_features: Tensor | None,  # (B, N, C)
+    visibility_head: nn.Module | None,
+    visible_threshold: float,
+    correlation_dtype: torch.dtype,
+    memory_budget: int | None,
 ) -> Tracks:
     """`soft_argmax_track` for arguments that were checked; see there."""
     height, width = image_size

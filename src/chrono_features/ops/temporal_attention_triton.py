@@ -65,6 +65,63 @@ def _project(
     return tl.dot(y, tl.load(weight, mask=real, other=0.0).to(y.dtype), input_precision="ieee")
 
 
+@triton.jit
+def _attend(
+    x,  # (B, T, P, C)
+    y,  # (R, BLOCK_C) normalised rows of the queries
+    norm_weight,  # (C,)
+    norm_bias,  # (C,)
+    weight,  # (BLOCK_C, HEAD_SIZE) pointers to the query weights of the head; those of keys and values follow
+    first,  # () int64
+    lowest,  # (R,)
+    highest,  # (R,)
+    key_start,
+    key_stop,
+    frames,
+    positions,
+    HEAD_SIZE: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ROWS: tl.constexpr,
+    WHOLE_CLIPS: tl.constexpr,
+    EPS: tl.constexpr,
+):
+    """Attention of one head, (R, HEAD_SIZE): row r sees rows lowest[r] … highest[r]."""
+    SCALE: tl.constexpr = 1.4426950408889634 / HEAD_SIZE**0.5  # log2(e), for exp2
+    dtype = x.dtype.element_ty
+    row = tl.arange(0, ROWS)
+    channel = tl.arange(0, BLOCK_C)
+    real = channel < CHANNELS
+    q = _project(y, weight, real[:, None]).to(dtype)
+
+    # Online softmax. A block may hold no key that a row sees; the mask is finite so that this is not NaN. What such
+    # a block adds vanishes, multiplied by exp2(-1e30), once a key is seen, and every row sees itself.
+    maximum = tl.full((ROWS,), -1e30, tl.float32)
+    denominator = tl.full((ROWS,), 0.0, tl.float32)
+    mixed = tl.full((ROWS, HEAD_SIZE), 0.0, tl.float32)
+    for start in range(key_start, key_stop, ROWS):
+        key = start + row
+        if WHOLE_CLIPS:  # then this is the only block, and its keys are the queries' rows
+            z = y
+        else:
+            key_inside = (key < key_stop)[:, None] & real[None, :]
+            key_offsets = _row_offsets(first, key, frames, positions)[:, None] * CHANNELS + channel[None, :]
+            z = _normalised_rows(x, key_offsets, key_inside, norm_weight, norm_bias, CHANNELS, BLOCK_C, EPS)
+        # Loaded here rather than before the loop: both at once take too much shared memory in float32.
+        k = _project(z, weight + CHANNELS * CHANNELS, real[:, None]).to(dtype)
+        v = _project(z, weight + 2 * CHANNELS * CHANNELS, real[:, None]).to(dtype)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * SCALE
+        seen = (lowest[:, None] <= key[None, :]) & (key[None, :] <= highest[:, None])
+        scores = tl.where(seen, scores, -1e30)
+        raised = tl.maximum(maximum, tl.max(scores, axis=1))
+        probability = tl.exp2(scores - raised[:, None])
+        shrink = tl.exp2(maximum - raised)
+        denominator = denominator * shrink + tl.sum(probability, axis=1)
+        mixed = mixed * shrink[:, None] + tl.dot(probability.to(dtype), v, input_precision="ieee")
+        maximum = raised
+    return (mixed / denominator[:, None]).to(dtype)
+
+
 @triton.jit(do_not_specialize=_SIZES)  # a clip of another length is not compiled again
 def _temporal_attention(
     x,  # (B, T, P, C)
@@ -88,7 +145,6 @@ def _temporal_attention(
     EPS: tl.constexpr,
 ):
     CHANNELS: tl.constexpr = HEADS * HEAD_SIZE
-    SCALE: tl.constexpr = 1.4426950408889634 / HEAD_SIZE**0.5  # log2(e), for exp2
     dtype = x.dtype.element_ty
 
     # The queries of a program are `count` rows of the long sequence, from row `first` on. All other row numbers are
@@ -114,35 +170,11 @@ def _temporal_attention(
     for head in range(HEADS):
         head_column = head * HEAD_SIZE + column
         weight = qkv_weight + head_column[None, :] * CHANNELS + channel[:, None]  # transposed
-        q = _project(y, weight, real[:, None]).to(dtype)
-
-        # Online softmax. A block may hold no key that a row sees; the mask is finite so that this is not NaN. What such
-        # a block adds vanishes, multiplied by exp2(-1e30), once a key is seen, and every row sees itself.
-        maximum = tl.full((ROWS,), -1e30, tl.float32)
-        denominator = tl.full((ROWS,), 0.0, tl.float32)
-        mixed = tl.full((ROWS, HEAD_SIZE), 0.0, tl.float32)
-        for start in range(key_start, key_stop, ROWS):
-            key = start + row
-            if WHOLE_CLIPS:  # then this is the only block, and its keys are the queries' rows
-                z = y
-            else:
-                key_inside = (key < key_stop)[:, None] & real[None, :]
-                key_offsets = _row_offsets(first, key, frames, positions)[:, None] * CHANNELS + channel[None, :]
-                z = _normalised_rows(x, key_offsets, key_inside, norm_weight, norm_bias, CHANNELS, BLOCK_C, EPS)
-            # Loaded here rather than before the loop: both at once take too much shared memory in float32.
-            k = _project(z, weight + CHANNELS * CHANNELS, real[:, None]).to(dtype)
-            v = _project(z, weight + 2 * CHANNELS * CHANNELS, real[:, None]).to(dtype)
-            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * SCALE
-            seen = (lowest[:, None] <= key[None, :]) & (key[None, :] <= highest[:, None])
-            scores = tl.where(seen, scores, -1e30)
-            raised = tl.maximum(maximum, tl.max(scores, axis=1))
-            probability = tl.exp2(scores - raised[:, None])
-            shrink = tl.exp2(maximum - raised)
-            denominator = denominator * shrink + tl.sum(probability, axis=1)
-            mixed = mixed * shrink[:, None] + tl.dot(probability.to(dtype), v, input_precision="ieee")
-            maximum = raised
-
-        mixed = (mixed / denominator[:, None]).to(dtype)
+        mixed = _attend(
+            x, y, norm_weight, norm_bias, weight,
+            first, lowest, highest, key_start, key_stop, frames, positions,
+            HEAD_SIZE, CHANNELS, BLOCK_C, ROWS, WHOLE_CLIPS, EPS,
+        )  # fmt: skip
         update += _project(mixed, proj_weight + channel[None, :] * CHANNELS + head_column[:, None], real[None, :])
 
     # x is read again: kept from the beginning, it would hold registers through all heads.
