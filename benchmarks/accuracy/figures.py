@@ -11,13 +11,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from PIL import Image
 
 from chrono_features.cli.evaluation import open_all
-from chrono_features.evaluation.charts import STYLE, reliability_chart
-from chrono_features.evaluation.report import draw_clip
+from chrono_features.evaluation.charts import SETTINGS, draw_reliability, new_figure
 from chrono_features.evaluation.summary import pooled_reliability
+from chrono_features.evaluation.worst_tracks import draw_clip
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 COLUMNS, SIDE = 6, 200
@@ -39,16 +40,15 @@ def worst_tracks(records: list[dict[str, Any]], data: Any, rows: int) -> Image.I
     return Image.fromarray(np.vstack(lines))
 
 
-def reliability(bins: dict[str, Any]) -> str:
-    """The plots of all trackers side by side, as a picture of its own."""
-    charts, x = [], 0
-    for index, (name, values) in enumerate(bins.items()):
-        title = f'<text x="34" y="16">{name}</text>'
-        charts.append(f'<g transform="translate({x} 0)">{title}<g transform="translate(0 22)">')
-        charts.append(f"{reliability_chart(name, index, values)}</g></g>")
-        x += 320
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {x} 340" width="{x}" height="340">'
-    return f"{head}<style>{STYLE}</style>{''.join(charts)}</svg>\n"
+def reliability(bins: dict[str, Any], path: Path) -> None:
+    """The plots of all trackers side by side, as an image of its own."""
+    with matplotlib.rc_context(SETTINGS):
+        figure = new_figure(3.2 * len(bins), 3.8)
+        for style, (name, values) in enumerate(bins.items()):
+            part = figure.add_subfigure(figure.add_gridspec(1, len(bins))[style])
+            part.suptitle(name)
+            draw_reliability(part, style, values)
+        figure.savefig(path)
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
             count = sum(n for *_, n in bins)
             error = sum(abs(stated - seen) * n for stated, seen, n in bins) / count
             print(f"{name}, first, {tracker}: calibration error {100 * error:.1f} %, of {count:,}")
-    (IMAGES / "reliability.svg").write_text(reliability(results["reliability"]))
+    reliability(results["reliability"], IMAGES / "reliability.svg")
 
 
 if __name__ == "__main__":

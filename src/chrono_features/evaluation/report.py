@@ -2,60 +2,39 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from ..data.clip import LabelledVideo
 from ..extras import require
 from ..files import write_beside
-from ..video.reading import write_video
-from ..viz import Canvas
-from .charts import (
-    STYLE,
-    Markup,
-    Series,
-    bar_chart,
-    figure,
-    grid,
-    join,
-    legend,
-    line_chart,
-    percent,
-    reliability_chart,
-    section,
-    table,
-    tag,
-)
+from .charts import COLOURS, SYMBOLS, Series, line_chart, percent, reliability_chart
+from .records import SECTIONS, Record
 from .summary import ALL
 from .tables import TITLES
+from .worst_tracks import FOUND, MAX_PER_VIDEO, TRUTH, worst_clips
 
-Record = Mapping[str, Any]  # what one tracker achieved on one video in one mode
-
-TITLE = "Evaluation of point tracking"
-UNFOLDED = 40  # videos whose bars are shown at once; more of them are folded away
-PER_VIDEO = 2  # most clips of one video for one tracker, so that they vary
-CLIP_SIDE, CLIP_FRAMES, CLIP_FPS = 320, 45, 12  # longer side in pixels; most frames, of longer videos every k-th
-FADED = 0.4  # towards grey: marks stand out, and clips are half as large
-TRUTH, FOUND = (0, 225, 255), (255, 110, 0)  # cyan and orange differ for everyone, and few videos are full of either
-BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+MAX_UNFOLDED = 40  # videos whose bars are shown at once; more of them are folded away
+SPEED_TITLES = ("frames", "points", "features, s/frame", "tracking, s/frame", "points/s, tracking", "points/s, both")
 
 
-class Worst(NamedTuple):
-    """A track that was lost, and the record that it is from."""
+class Card(NamedTuple):
+    """Facts about a run, a data set or a tracker; long ones are folded away."""
 
-    record: Record
-    track: Mapping[str, Any]  # an item of the record's "worst"
+    title: str
+    facts: dict[str, str]
+    folded: list[tuple[str, dict[str, str], bool]]  # summary, facts, whether they are open at first
 
-    @property
-    def delta(self) -> float:
-        return _number(self.track["delta"])
+
+class Table(NamedTuple):
+    """Rows in groups, each under its name."""
+
+    name: str
+    titles: Sequence[str]
+    groups: list[tuple[str, list[list[str]]]]  # rows begin with a tracker's name
 
 
 def write_report(
@@ -64,7 +43,7 @@ def write_report(
     videos: Callable[[str, str], LabelledVideo],
     clips: int = 6,
 ) -> None:
-    """Writes results as one HTML file: tables, charts, clips of the worst tracks. An existing file survives a failure.
+    """Write results as one HTML file: tables, charts, clips of the worst tracks. An existing file survives a failure.
 
     Every metric is taken for a share, 0 to 1, of which more is better.
 
@@ -76,78 +55,88 @@ def write_report(
 
     Raises:
         FileNotFoundError: The parent folder is missing.
-        ImportError: There are clips to write and the `video` extra is not installed.
-        ValueError: `clips` is not a whole number, `results` lacks something, or a track does not fit its video.
+        ImportError: The `eval` extra is not installed.
+        ValueError: `clips` is not an integer, `results` lacks something, or a track does not fit its video.
     """
     if not isinstance(clips, int) or isinstance(clips, bool) or clips < 0:
-        raise ValueError(f"clips={clips!r}; expected a whole number, 0 or more")
-    if missing := sorted({"about", "protocol", "data", "trackers", "records"} - set(results)):
+        raise ValueError(f"clips={clips!r}; expected an integer, 0 or more")
+    if missing := sorted({*SECTIONS, "records"} - set(results)):
         raise ValueError(f"results has no {', '.join(missing)}; expected what results.json holds")
     with write_beside(path) as file:  # opened first, so that a missing folder shows before the clips are drawn
-        page = f"<!DOCTYPE html>\n{_page(results, videos, clips)}\n"
+        page = _template().render(_contents(results, videos, clips))
         file.write(page.encode(errors="replace"))  # a file's name may hold bytes that are no text
 
 
-def _page(results: Mapping[str, Any], videos: Callable[[str, str], LabelledVideo], clips: int) -> Markup:
-    # A tracker's place in this list is its colour in every chart.
-    trackers = list(dict.fromkeys([*results["trackers"], *(r["tracker"] for r in results["records"])]))
-    records, thresholds = results["records"], results["protocol"]["thresholds"]
-    viewport = tag("meta", name="viewport", content="width=device-width, initial-scale=1")
-    head = tag("head", tag("meta", charset="utf-8"), viewport, tag("title", TITLE), tag("style", Markup(STYLE)))
-    sections = (
-        _header(results),
-        _metrics(records, trackers),
-        _curves(records, trackers, thresholds),
-        _bars(records, trackers),
-        _reliability(results.get("reliability") or {}, trackers),
-        _throughput(records, trackers),
-        _worst(records, trackers, videos, clips),
+def _template() -> Any:
+    jinja2 = require("jinja2", "eval")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    return tag("html", head, tag("body", tag("main", *sections)), lang="en")
+    return environment.from_string(resources.files(__package__).joinpath("report.html.j2").read_text("utf-8"))
+
+
+def _contents(
+    results: Mapping[str, Any],
+    videos: Callable[[str, str], LabelledVideo],
+    clips: int,
+) -> dict[str, Any]:
+    """What the template shows."""
+    records, bins = results["records"], results.get("reliability") or {}
+    # A tracker's place in this list is its colour in every chart.
+    trackers = list(dict.fromkeys([*results["trackers"], *(r["tracker"] for r in records)]))
+    runs = _runs(records)
+    return {
+        "styles": {name: (SYMBOLS[i % len(SYMBOLS)], f"s{i % len(COLOURS)}") for i, name in enumerate(trackers)},
+        "colours": COLOURS,
+        "cards": _cards(results),
+        "tables": [_metric_table(name, run, trackers) for name, run in runs],
+        "curves": _curves(runs, trackers, results["protocol"]["thresholds"]),
+        "bars": [_bars(name, run, trackers) for name, run in runs],
+        "reliability": [(t, reliability_chart(t, i, bins[t])) for i, t in enumerate(trackers) if bins.get(t)],
+        "throughput": Table("", SPEED_TITLES, [(name, _speeds(run, trackers)) for name, run in runs]),
+        "worst": worst_clips(records, trackers, videos, clips),
+        "max_per_video": MAX_PER_VIDEO,
+        "max_unfolded": MAX_UNFOLDED,
+        "marks": {"found": f"rgb{FOUND}", "truth": f"rgb{TRUTH}"},
+        "percent": percent,
+    }
 
 
 # What was measured on what
 
 
-def _header(results: Mapping[str, Any]) -> Markup:
-    cards = [_card("About", _facts(results["about"])), _card("Protocol", _facts(results["protocol"]))]
-    cards += [_card(name, *_data_facts(name, about, results["records"])) for name, about in results["data"].items()]
-    cards += [_card(name, *_tracker_facts(about)) for name, about in results["trackers"].items()]
-    return join(tag("h1", TITLE), grid(cards))
+def _cards(results: Mapping[str, Any]) -> list[Card]:
+    cards = [Card("About", _facts(results["about"]), []), Card("Protocol", _facts(results["protocol"]), [])]
+    cards += [_data_card(name, about, results["records"]) for name, about in results["data"].items()]
+    cards += [_tracker_card(name, about) for name, about in results["trackers"].items()]
+    return cards
 
 
-def _card(title: str, *parts: Markup) -> Markup:
-    return tag("div", tag("h3", title), *parts, class_="card")
-
-
-def _data_facts(name: str, about: Mapping[str, Any], records: Sequence[Record]) -> list[Markup]:
+def _data_card(name: str, about: Mapping[str, Any], records: Sequence[Record]) -> Card:
     skipped, fingerprint = about.get("skipped") or {}, about.get("fingerprint") or {}
     measured = len({r["video"] for r in records if r["data"] == name})
-    facts = {k: v for k, v in about.items() if k not in ("fingerprint", "skipped")}
-    parts = [_facts({**facts, "measured": measured, "skipped": len(skipped)})]
-    if skipped:
-        parts.append(tag("details", tag("summary", "Why skipped"), _facts(skipped), open=True))
-    if fingerprint:
-        parts.append(tag("details", tag("summary", "Fingerprint"), _facts(fingerprint)))
-    return parts
+    facts = {key: value for key, value in about.items() if key not in ("fingerprint", "skipped")}
+    folded = [("Why skipped", _facts(skipped), True), ("Fingerprint", _facts(fingerprint), False)]
+    shown = _facts({**facts, "measured": measured, "skipped": len(skipped)})
+    return Card(name, shown, [one for one in folded if one[1]])
 
 
-def _tracker_facts(about: Mapping[str, Any]) -> list[Markup]:
+def _tracker_card(name: str, about: Mapping[str, Any]) -> Card:
     """What a tracker is; a configuration is long, and folded away."""
-    folded = [tag("details", tag("summary", k), _facts(v)) for k, v in about.items() if isinstance(v, Mapping)]
-    return [_facts({k: v for k, v in about.items() if not isinstance(v, Mapping)}), *folded]
+    folded = [(key, _facts(value), False) for key, value in about.items() if isinstance(value, Mapping)]
+    return Card(name, _facts({k: v for k, v in about.items() if not isinstance(v, Mapping)}), folded)
 
 
-def _facts(values: Mapping[str, Any]) -> Markup:
-    return tag("dl", *(join(tag("dt", key), tag("dd", _plain(value))) for key, value in values.items()))
+def _facts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {key: _readable(value) for key, value in values.items()}
 
 
-def _plain(value: Any) -> str:
+def _readable(value: Any) -> str:
     """A value of JSON as one reads it."""
     if isinstance(value, Mapping):
-        value = [f"{key} {_plain(inner)}" for key, inner in value.items()]
+        value = [f"{key} {_readable(inner)}" for key, inner in value.items()]
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_plain, value)) or "none"
+        return ", ".join(map(_readable, value)) or "none"
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -156,89 +145,67 @@ def _plain(value: Any) -> str:
 # Metrics
 
 
-def _metrics(records: Sequence[Record], trackers: Sequence[str]) -> Markup:
-    note = (
-        "In percent, means over videos; the best is bold, a dash stands where there was nothing to measure. <δavg: "
-        "share of visible points nearer to the truth than a threshold, mean over the thresholds beside it. AJ: average "
-        "Jaccard, which demands the right visibility too. OA: share of points whose visibility is right."
-    )
-    parts: list[Markup] = []
-    for name, run in _runs(records):
-        columns = _columns(run)
-        groups = [*_grouped(run, "group").items(), (ALL, run)]
-        bodies = [(group, _metric_rows(members, trackers, columns)) for group, members in groups]
-        parts += [tag("h3", name), table(["videos", *map(_label, columns)], bodies)]
-    return section("Results", note, "", parts)
+def _metric_table(name: str, run: Sequence[Record], trackers: Sequence[str]) -> Table:
+    columns = _columns(run)
+    groups = [*_grouped(run, "group").items(), (ALL, run)]
+    rows = [(group, _metric_rows(members, trackers, columns)) for group, members in groups]
+    return Table(name, ["videos", *map(_label, columns)], rows)
 
 
-def _metric_rows(members: Sequence[Record], trackers: Sequence[str], columns: Sequence[str]) -> list[list[object]]:
+def _metric_rows(members: Sequence[Record], trackers: Sequence[str], columns: Sequence[str]) -> list[list[str]]:
     """One row per tracker: its name, its number of videos, its means."""
-    shown = [(s.name, [percent(v) for v in s.values]) for s in _series(members, trackers, columns)]
-    rows: list[list[object]] = []
-    for name, values in shown:
-        rivals = [[other[i] for _, other in shown] for i in range(len(columns))]
-        cells = [tag("b", v) if _is_best(v, all_) else v for v, all_ in zip(values, rivals, strict=True)]
-        rows.append([name, sum(r["tracker"] == name for r in members), *cells])
+    rows = []
+    for name, _, values in _series(members, trackers, columns):
+        count = sum(r["tracker"] == name for r in members)
+        rows.append([name, str(count), *map(percent, values)])
     return rows
 
 
-def _is_best(value: str, rivals: Sequence[str]) -> bool:
-    """Compares what is displayed: two numbers that read the same are both best. Alone, nobody is."""
-    numbers = [float(v) for v in rivals if v != "–"]
-    return len(numbers) > 1 and value != "–" and float(value) == max(numbers)
-
-
-def _curves(records: Sequence[Record], trackers: Sequence[str], thresholds: Sequence[float]) -> Markup:
-    metrics, parts = [f"pts_within_{t}" for t in thresholds], []
-    for name, run in _runs(records):
-        if set(metrics) & set(_columns(run)):
-            figures = [
-                figure(group, line_chart(_series(members, trackers, metrics), thresholds, "px"))
+def _curves(
+    runs: Sequence[tuple[str, list[Record]]],
+    trackers: Sequence[str],
+    thresholds: Sequence[float],
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """A chart for each group of each run in which points within thresholds were counted."""
+    metrics = [f"pts_within_{t}" for t in thresholds]
+    return [
+        (
+            name,
+            [
+                (group, line_chart(_series(members, trackers, metrics), thresholds, "px"))
                 for group, members in _grouped(run, "group").items()
-            ]
-            parts += [tag("h3", name), grid(figures)]
-    note = "Percentage of visible points nearer to the truth than so many pixels."
-    return section("By threshold", note, legend(trackers), parts)
+            ],
+        )
+        for name, run in runs
+        if set(metrics) & set(_columns(run))
+    ]
 
 
-def _bars(records: Sequence[Record], trackers: Sequence[str]) -> Markup:
-    parts = []
-    for name, run in _runs(records):
-        main = _columns(run)[:1]
-        for group, members in _grouped(run, "group").items():
-            by_video = _grouped(members, "video").items()
-            figures = [figure(video, bar_chart(_series(own, trackers, main), video)) for video, own in by_video]
-            summary = tag("summary", f"{name}, {group}: {', '.join(map(_label, main))} of each video")
-            fold = {"open": True} if len(figures) <= UNFOLDED else {}
-            parts.append(tag("details", summary, grid(figures), **fold))
-    return section("By video", "In percent, one bar per tracker.", legend(trackers), parts)
+def _bars(
+    name: str, run: Sequence[Record], trackers: Sequence[str]
+) -> list[tuple[str, list[tuple[str, list[Series]]]]]:
+    """For each group the main metric of each of its videos."""
+    main = _columns(run)[:1]
+    return [
+        (
+            f"{name}, {group}: {', '.join(map(_label, main))} of each video",
+            [(video, _series(own, trackers, main)) for video, own in _grouped(members, "video").items()],
+        )
+        for group, members in _grouped(run, "group").items()
+    ]
 
 
-def _reliability(bins: Mapping[str, Any], trackers: Sequence[str]) -> Markup:
-    figures = [figure(t, reliability_chart(t, i, bins[t])) for i, t in enumerate(trackers) if bins.get(t)]
-    note = (
-        "Percentage of points that were visible and near the truth, over the confidence stated for them, and below how "
-        "many points there were. On the dashed line a tracker is as sure as it should be; below it, surer."
-    )
-    return section("Reliability", note, "", [grid(figures)] if figures else [])
-
-
-def _throughput(records: Sequence[Record], trackers: Sequence[str]) -> Markup:
-    titles = ("frames", "points", "features, s/frame", "tracking, s/frame", "points/s, tracking", "points/s, both")
-    bodies = []
-    for name, run in _runs(records):
-        by_tracker = [(t, [r for r in run if r["tracker"] == t]) for t in trackers]
-        bodies.append((name, [[t, *_speed(own)] for t, own in by_tracker if own]))
-    note = (
-        "Points per second are those tracked through a whole clip, without and with the time for the clip's features."
-    )
-    return section("Throughput", note, "", [table(titles, bodies)] if bodies else [])
+def _speeds(run: Sequence[Record], trackers: Sequence[str]) -> list[list[str]]:
+    by_tracker = _grouped(run, "tracker")
+    return [[name, *_speed(by_tracker[name])] for name in trackers if name in by_tracker]
 
 
 def _speed(own: Sequence[Record]) -> list[str]:
     """A row of the throughput table, from sums over all videos."""
-    frames, points = (sum(r[key] for r in own) for key in ("frames", "points"))
-    features, tracking = (sum(_number(r["seconds"].get(key)) for r in own) for key in ("features", "tracking"))
+    frames = sum(r["frames"] for r in own)
+    points = sum(r["points"] for r in own)
+    features = sum(_number(r["seconds"].get("features")) for r in own)
+    tracking = sum(_number(r["seconds"].get("tracking")) for r in own)
     ratios = ((features, frames), (tracking, frames), (points, tracking), (points, features + tracking))
     return [str(frames), str(points), *(_short(a / b) if b else "–" for a, b in ratios)]
 
@@ -248,134 +215,6 @@ def _short(number: float) -> str:
     if math.isnan(number):
         return "–"
     return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
-
-
-# The worst tracks
-
-
-def _worst(
-    records: Sequence[Record],
-    trackers: Sequence[str],
-    videos: Callable[[str, str], LabelledVideo],
-    clips: int,
-) -> Markup:
-    chosen = {t: _choose([r for r in records if r["tracker"] == t], clips) for t in trackers}
-    figures = _clips([one for own in chosen.values() for one in own], videos)
-    parts = []
-    for tracker, own in chosen.items():
-        if own:
-            parts += [tag("h3", tracker), grid([figures[id(one)] for one in own])]
-    note = f"The lowest <δavg, at most {PER_VIDEO} tracks of one video."
-    return section("Worst tracks", note, _marks_legend(), parts)
-
-
-def _marks_legend() -> Markup:
-    disc = tag("circle", cx=8, cy=8, r=6, fill=f"rgb{FOUND}", stroke="#000")
-    ring = tag("circle", cx=8, cy=8, r=5, fill="none", stroke=f"rgb{FOUND}", stroke_width=3)
-    lines = ((f"rgb{BLACK}", 4), (f"rgb{TRUTH}", 2))
-    cross = join(*(tag("path", d="M8 1V15M1 8H15", stroke=colour, stroke_width=width) for colour, width in lines))
-    texts = ("found, called visible", "found, called hidden", "truth, where visible; a line joins the two")
-    entries = [
-        tag("span", tag("svg", mark, width=16, height=16, aria_hidden="true"), " ", text)
-        for mark, text in zip((disc, ring, cross), texts, strict=True)
-    ]
-    return tag("p", *entries, class_="legend")
-
-
-def _choose(records: Sequence[Record], clips: int) -> list[Worst]:
-    """The worst tracks; a video's second one only where the first ones of all videos do not suffice."""
-    tracks = [Worst(record, track) for record in records for track in record.get("worst") or []]
-    seen: dict[tuple[str, str], list[int]] = {}
-    first_ones: list[Worst] = []
-    second_ones: list[Worst] = []
-    for one in sorted((w for w in tracks if not math.isnan(w.delta)), key=lambda w: w.delta):
-        earlier = seen.setdefault((one.record["data"], one.record["video"]), [])
-        if one.track["track"] not in earlier and len(earlier) < PER_VIDEO:  # other modes ask for the same tracks
-            (second_ones if earlier else first_ones).append(one)
-            earlier.append(one.track["track"])
-    return sorted((first_ones + second_ones)[:clips], key=lambda w: w.delta)
-
-
-def _clips(chosen: Sequence[Worst], videos: Callable[[str, str], LabelledVideo]) -> dict[int, Markup]:
-    """Clips by the identity of what they show. One video is held at a time, and serves all trackers."""
-    by_video: dict[tuple[str, str], list[Worst]] = {}
-    for one in chosen:
-        by_video.setdefault((one.record["data"], one.record["video"]), []).append(one)
-    clips = {}
-    for names, of_video in by_video.items():
-        video = videos(*names)
-        clips.update({id(one): _clip(video, one) for one in of_video})
-    return clips
-
-
-def _clip(video: LabelledVideo, one: Worst) -> Markup:
-    record, track = one
-    _check_track(video, one)
-    query, frames = int(track["query"][0]), len(video.frames)
-    start = query if record["mode"] == "first" else 0  # nothing before it counts there
-    step = math.ceil((frames - start) / CLIP_FRAMES)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "clip.mp4"
-        write_video(file, draw_clip(video, track, range(start, frames, step)), CLIP_FPS)
-        source = "data:video/mp4;base64," + base64.b64encode(file.read_bytes()).decode()
-    player = tag("video", src=source, controls=True, loop=True, muted=True, playsinline=True, preload="metadata")
-    facts = f"{record['data']}, mode {record['mode']}, track {track['track']}, query in frame {query}, "
-    facts += f"<δavg {percent(one.delta)}" + (f", one frame in {step}" if step > 1 else "")
-    return figure(record["video"], player, facts)
-
-
-def _check_track(video: LabelledVideo, one: Worst) -> None:
-    track, frames = one.track, len(video.frames)
-    where = f"results: a worst track of {one.record['video']}"
-    if not 0 <= track["track"] < len(video.xy):
-        raise ValueError(f"{where} is number {track['track']}; expected one of the video's {len(video.xy)}")
-    if not 0 <= track["query"][0] < frames:
-        raise ValueError(f"{where} has its query in frame {track['query'][0]}; expected one of the video's {frames}")
-    for key in ("xy", "visible"):
-        if len(track[key]) != frames:
-            raise ValueError(f"{where} has {key} of length {len(track[key])}; expected the video's {frames} frames")
-
-
-def draw_clip(video: LabelledVideo, track: Mapping[str, Any], frames: Iterable[int]) -> Iterator[np.ndarray]:
-    """Draws where a track was found, and where it truly is, if that is visible and known.
-
-    Args:
-        video: The video.
-        track: An item of a record's "worst".
-        frames: Indices of the frames to draw.
-
-    Returns:
-        An iterator over pictures (h, w, 3) uint8, the longer side 320 pixels, faded under the marks.
-    """
-    image, font = require("PIL.Image", "eval"), require("PIL.ImageFont", "eval").load_default(26)
-    height, width = video.frames.shape[2:]
-    scale = CLIP_SIDE / max(height, width)
-    size = round(width * scale), round(height * scale)
-    grey = image.new("RGB", size, "grey")
-    truth, found = video.xy[track["track"]] * scale, np.array(track["xy"], np.float64) * scale
-    known = video.valid[track["track"]] & ~video.occluded[track["track"]]
-    for t in frames:
-        picture = image.fromarray(video.frames[t].permute(1, 2, 0).numpy()).resize(size, image.Resampling.BICUBIC)
-        canvas = Canvas(np.asarray(image.blend(picture, grey, FADED)))
-        true_xy = truth[t].tolist() if known[t] else None
-        found_xy = found[t].tolist() if np.isfinite(found[t]).all() else None
-        _draw_marks(canvas, true_xy, found_xy, bool(track["visible"][t]))
-        label = f"{t}, query" if t == int(track["query"][0]) else str(t)
-        canvas.draw.text((12, 8), label, "white", font, stroke_width=3, stroke_fill="black")
-        yield canvas.picture()
-
-
-def _draw_marks(canvas: Canvas, truth: list[float] | None, found: list[float] | None, visible: bool) -> None:
-    if truth and found:
-        canvas.line(truth, found, 1.5, WHITE)
-    if found:
-        for radius, colour in ((7.5, BLACK), (6.5, FOUND)):
-            canvas.disc(found, radius, colour) if visible else canvas.ring(found, radius, colour)
-    if truth:
-        x, y = truth
-        for reach, width, colour in ((9, 4, BLACK), (8, 2, TRUTH)):
-            canvas.line((x - reach, y), (x + reach, y), width, colour)
-            canvas.line((x, y - reach), (x, y + reach), width, colour)
 
 
 # Records
@@ -412,10 +251,11 @@ def _label(metric: str) -> str:
 
 def _series(records: Sequence[Record], trackers: Sequence[str], metrics: Sequence[str]) -> list[Series]:
     """Means over videos of every tracker that has records, one number per metric."""
+    by_tracker = _grouped(records, "tracker")
     return [
-        Series(name, style, [_mean(own, metric) for metric in metrics])
+        Series(name, style, [_mean(by_tracker[name], metric) for metric in metrics])
         for style, name in enumerate(trackers)
-        if (own := [r for r in records if r["tracker"] == name])
+        if name in by_tracker
     ]
 
 

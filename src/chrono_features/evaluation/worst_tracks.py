@@ -1,0 +1,157 @@
+"""The tracks that were lost most, as short videos: where each was found, and where it truly is."""
+
+from __future__ import annotations
+
+import base64
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..data.clip import LabelledVideo
+from ..extras import require
+from ..video.reading import write_video
+from ..viz import Canvas
+from .charts import percent
+from .records import Record
+
+MAX_PER_VIDEO = 2  # tracks of one video for one tracker, so that they vary
+SIDE = 320  # pixels: the longer side
+MAX_FRAMES = 45  # of longer videos every k-th is shown
+FPS = 12
+FADED = 0.4  # towards grey: marks stand out, and files are half as large
+TRUTH, FOUND = (0, 225, 255), (255, 110, 0)  # cyan and orange differ for everyone, and few videos are full of either
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+
+
+class WorstTrack(NamedTuple):
+    """A track that was lost, and the record that it is from."""
+
+    record: Record
+    track: Mapping[str, Any]  # an item of the record's "worst"
+
+
+class WorstClip(NamedTuple):
+    """A worst track as the report shows it."""
+
+    video: str
+    source: str  # data URI of an MP4 file
+    facts: str
+
+
+def worst_clips(
+    records: Sequence[Record],
+    trackers: Sequence[str],
+    videos: Callable[[str, str], LabelledVideo],
+    count: int,
+) -> dict[str, list[WorstClip]]:
+    """The clips of each tracker that has worst tracks. One video is held at a time, and serves all trackers.
+
+    Args:
+        records: Of all trackers.
+        trackers: Their names, in the order in which they are shown.
+        videos: Loads a video by the names of its data set and its own; called once for each.
+        count: Of clips for each tracker.
+    """
+    chosen = {name: _choose([r for r in records if r["tracker"] == name], count) for name in trackers}
+    by_video: dict[tuple[str, str], list[WorstTrack]] = {}
+    for one in (one for own in chosen.values() for one in own):
+        by_video.setdefault((one.record["data"], one.record["video"]), []).append(one)
+    clips: dict[int, WorstClip] = {}
+    for names, of_video in by_video.items():
+        video = videos(*names)
+        clips |= {id(one): _clip(video, one) for one in of_video}
+    return {name: [clips[id(one)] for one in own] for name, own in chosen.items() if own}
+
+
+def draw_clip(video: LabelledVideo, track: Mapping[str, Any], frames: Iterable[int]) -> Iterator[np.ndarray]:
+    """Draw where a track was found, and where it truly is, if that is visible and known.
+
+    Args:
+        video: The video.
+        track: An item of a record's "worst".
+        frames: Indices of the frames to draw.
+
+    Returns:
+        An iterator over images (h, w, 3) uint8, the longer side 320 pixels, faded under the marks.
+    """
+    image = require("PIL.Image", "eval")
+    font = require("PIL.ImageFont", "eval").load_default(26)
+    height, width = video.frames.shape[2:]
+    scale = SIDE / max(height, width)
+    size = round(width * scale), round(height * scale)
+    grey = image.new("RGB", size, "grey")
+    truth = video.xy[track["track"]] * scale
+    found = np.array(track["xy"], np.float64) * scale
+    known = video.valid[track["track"]] & ~video.occluded[track["track"]]
+    for t in frames:
+        frame = image.fromarray(video.frames[t].permute(1, 2, 0).numpy()).resize(size, image.Resampling.BICUBIC)
+        canvas = Canvas(np.asarray(image.blend(frame, grey, FADED)))
+        true_xy = truth[t].tolist() if known[t] else None
+        found_xy = found[t].tolist() if np.isfinite(found[t]).all() else None
+        _draw_marks(canvas, true_xy, found_xy, bool(track["visible"][t]))
+        label = f"{t}, query" if t == int(track["query"][0]) else str(t)
+        canvas.draw.text((12, 8), label, "white", font, stroke_width=3, stroke_fill="black")
+        yield canvas.picture()
+
+
+def _choose(records: Sequence[Record], count: int) -> list[WorstTrack]:
+    """The worst tracks; a video's second one only where the first ones of all videos do not suffice."""
+    tracks = [WorstTrack(record, track) for record in records for track in record.get("worst") or []]
+    known = [one for one in tracks if one.track["delta"] is not None and not math.isnan(one.track["delta"])]
+    seen: dict[tuple[str, str], list[int]] = {}
+    first_ones: list[WorstTrack] = []
+    second_ones: list[WorstTrack] = []
+    for one in sorted(known, key=_delta):
+        earlier = seen.setdefault((one.record["data"], one.record["video"]), [])
+        if one.track["track"] not in earlier and len(earlier) < MAX_PER_VIDEO:  # other modes ask for the same tracks
+            (second_ones if earlier else first_ones).append(one)
+            earlier.append(one.track["track"])
+    return sorted((first_ones + second_ones)[:count], key=_delta)
+
+
+def _delta(one: WorstTrack) -> float:
+    return float(one.track["delta"])
+
+
+def _clip(video: LabelledVideo, one: WorstTrack) -> WorstClip:
+    record, track = one
+    _check_track(video, one)
+    query, frames = int(track["query"][0]), len(video.frames)
+    start = query if record["mode"] == "first" else 0  # nothing before it counts there
+    step = math.ceil((frames - start) / MAX_FRAMES)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "clip.mp4"
+        write_video(file, draw_clip(video, track, range(start, frames, step)), FPS)
+        source = "data:video/mp4;base64," + base64.b64encode(file.read_bytes()).decode()
+    facts = f"{record['data']}, mode {record['mode']}, track {track['track']}, query in frame {query}, "
+    facts += f"<δavg {percent(_delta(one))}" + (f", one frame in {step}" if step > 1 else "")
+    return WorstClip(record["video"], source, facts)
+
+
+def _check_track(video: LabelledVideo, one: WorstTrack) -> None:
+    track, frames = one.track, len(video.frames)
+    where = f"results: a worst track of {one.record['video']}"
+    if not 0 <= track["track"] < len(video.xy):
+        raise ValueError(f"{where} is number {track['track']}; expected one of the video's {len(video.xy)}")
+    if not 0 <= track["query"][0] < frames:
+        raise ValueError(f"{where} has its query in frame {track['query'][0]}; expected one of the video's {frames}")
+    for key in ("xy", "visible"):
+        if len(track[key]) != frames:
+            raise ValueError(f"{where} has {key} of length {len(track[key])}; expected the video's {frames} frames")
+
+
+def _draw_marks(canvas: Canvas, truth: list[float] | None, found: list[float] | None, visible: bool) -> None:
+    if truth and found:
+        canvas.line(truth, found, 1.5, WHITE)
+    if found:
+        for radius, colour in ((7.5, BLACK), (6.5, FOUND)):
+            canvas.disc(found, radius, colour) if visible else canvas.ring(found, radius, colour)
+    if truth:
+        x, y = truth
+        for reach, width, colour in ((9, 4, BLACK), (8, 2, TRUTH)):
+            canvas.line((x - reach, y), (x + reach, y), width, colour)
+            canvas.line((x, y - reach), (x, y + reach), width, colour)
