@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -143,8 +144,6 @@ class TimmFeatures(nn.Module):
     def __init__(
         self, name: str, block: int | None = None, grid: tuple[int, int] = (64, 64), pretrained: bool = True
     ) -> None:
-        import timm
-
         super().__init__()
         if not timm.is_model(name.split(".")[0]):
             raise ValueError(f"timm:{name}: timm has no such model; timm.list_models('*…*') shows what it has")

@@ -13,7 +13,7 @@ from ..extras import require
 from ..files import write_beside
 from .charts import COLOURS, SYMBOLS, Series, line_chart, percent, reliability_chart
 from .records import SECTIONS, Record
-from .summary import ALL
+from .summary import ALL, mean_metric, number
 from .tables import TITLES
 from .worst_tracks import FOUND, MAX_PER_VIDEO, TRUTH, worst_clips
 
@@ -204,8 +204,8 @@ def _speed(own: Sequence[Record]) -> list[str]:
     """A row of the throughput table, from sums over all videos."""
     frames = sum(r["frames"] for r in own)
     points = sum(r["points"] for r in own)
-    features = sum(_number(r["seconds"].get("features")) for r in own)
-    tracking = sum(_number(r["seconds"].get("tracking")) for r in own)
+    features = sum(number(r["seconds"].get("features")) for r in own)
+    tracking = sum(number(r["seconds"].get("tracking")) for r in own)
     ratios = ((features, frames), (tracking, frames), (points, tracking), (points, features + tracking))
     return [str(frames), str(points), *(_short(a / b) if b else "–" for a, b in ratios)]
 
@@ -253,18 +253,7 @@ def _series(records: Sequence[Record], trackers: Sequence[str], metrics: Sequenc
     """Means over videos of every tracker that has records, one number per metric."""
     by_tracker = _grouped(records, "tracker")
     return [
-        Series(name, style, [_mean(by_tracker[name], metric) for metric in metrics])
+        Series(name, style, [mean_metric(by_tracker[name], metric) for metric in metrics])
         for style, name in enumerate(trackers)
         if name in by_tracker
     ]
-
-
-def _mean(records: Sequence[Record], metric: str) -> float:
-    """Over the videos in which it is a number; NaN where there is none."""
-    values = [v for r in records if not math.isnan(v := _number(r["metrics"].get(metric)))]
-    return sum(values) / len(values) if values else math.nan
-
-
-def _number(value: float | None) -> float:
-    """JSON has no NaN: it is null there."""
-    return math.nan if value is None else float(value)

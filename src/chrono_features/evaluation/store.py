@@ -26,7 +26,7 @@ class Store:
     """The records in a file of results, and in the parts that interrupted processes have left beside it.
 
     Every record is appended to this process's part at once; `finish` puts all of them into the file, whole or not
-    at all, and removes the parts. A new part has a name that nobody can foresee, and what is not a regular file of one
+    at all, and removes the parts. A new part has an unpredictable name, and what is not a regular file of one
     name is never taken for a part: a link might lead to any file.
 
     Args:
@@ -101,7 +101,7 @@ class Store:
 
     def _write(self, line: str) -> None:
         part, begun = self._opened_part()
-        # A part that holds no record yet stops nobody. The line before may have been broken off.
+        # Written late: a part without records would block other runs. The line before may have been broken off.
         start = "" if begun else "\n" + json.dumps({"header": self.header}) + "\n"
         with naming(self.path), os.fdopen(part, "a") as file:
             file.write(start + line + "\n")

@@ -46,27 +46,31 @@ def pooled_reliability(records: Iterable[Record]) -> dict[str, list[list[float]]
     }
 
 
+def mean_metric(records: Iterable[Record], name: str) -> float:
+    """The mean of a metric over the videos in which it is a number; NaN where there is none."""
+    values = (number(record["metrics"].get(name)) for record in records)
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def number(value: float | None) -> float:
+    """JSON has no NaN: it is null there."""
+    return math.nan if value is None else float(value)
+
+
 def _row(records: Sequence[Record]) -> dict[str, Any]:
     names = dict.fromkeys(name for record in records for name in record["metrics"])
-    values = {name: [_number(record["metrics"].get(name)) for record in records] for name in names}
-    main = values.get(MAIN.get(records[0]["mode"], "average_pts_within_thresh"), [])
+    main = MAIN.get(records[0]["mode"], "average_pts_within_thresh")
+    values = [number(record["metrics"].get(main)) for record in records]
     points = sum(record["points"] for record in records)
-    tracking, features = (sum(record["seconds"][part] for record in records) for part in ("tracking", "features"))
+    tracking = sum(record["seconds"]["tracking"] for record in records)
+    features = sum(record["seconds"]["features"] for record in records)
     return {
         "videos": len(records),
-        "metrics": {name: json_safe(_mean(v)) for name, v in values.items()},
-        "interval": [json_safe(end) for end in bootstrap_interval(main)],
+        "metrics": {name: json_safe(mean_metric(records, name)) for name in names},
+        "interval": [json_safe(end) for end in bootstrap_interval(values)],
         "points_per_second": {
             "tracking": points / tracking if tracking else None,
             "with features": points / (tracking + features) if tracking + features else None,
         },
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [v for v in values if not math.isnan(v)]
-    return sum(known) / len(known) if known else math.nan
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
