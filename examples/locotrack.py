@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from chrono_features import ChronoBackbone, Tracks
-from chrono_features.cli.evaluation import open_all, print_tables
+from chrono_features.cli.evaluation import open_all
+from chrono_features.cli.tables import print_tables
 from chrono_features.data.synthetic import load_textures
 from chrono_features.evaluation.run import evaluate as measure
 from chrono_features.evaluation.trackers import from_tracker, weights_hash

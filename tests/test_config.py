@@ -70,7 +70,7 @@ def test_a_block_that_is_not_there_is_refused():
 
 
 def test_unknown_keys_are_named():
-    with pytest.raises(ValueError, match=r"unknown config keys \['gird'\].*grid"):
+    with pytest.raises(ValueError, match=r"unknown config keys \['gird'\].*; did you mean 'grid'\?$"):
         ChronoConfig.from_dict({"gird": (8, 8)})
     with pytest.raises(ValueError, match="gird"):
         ChronoConfig().replace(gird=(8, 8))

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .authors import AUTHORS_FILES, by_hand, download, read_authors
-from .checks import check_flag, check_path, is_folder, refusal
+from .checks import check_flag, check_path, is_folder, refusal, suggestion
 from .config import WEIGHT_SOURCES, ChronoConfig, distinct
 from .files import open_regular
 from .folders import STAGING, write_folder
@@ -106,7 +106,7 @@ def check_name(name: Any) -> None:
     name = os.fspath(name)
     hub_id = name.count("/") == 1 and all(name.split("/")) and not name.startswith(".")
     if not (name in NAMES or hub_id or path.suffix == ".ckpt" or is_folder(path)):
-        raise refusal("name", name, expected)
+        raise refusal("name", name, f"{expected}{suggestion(name, NAMES)}")
 
 
 def read_folder(folder: Path) -> Checkpoint:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ def shown(value: Any) -> str:
     except Exception:  # an integer of too many digits, or a type whose text fails
         text = f"<{type(value).__name__}>"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def suggestion(value: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the known one that it may be meant for, if any is near."""
+    nearest = get_close_matches(value, known, n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def printable(text: str) -> str:

@@ -20,6 +20,7 @@ from .checks import (
     is_integer,
     is_number,
     refusal,
+    suggestion,
 )
 
 # Sizes beyond which a mistake is more likely than a network, and memory would run out
@@ -234,7 +235,8 @@ class ChronoConfig:
             raise refusal("values", values, "a mapping of configuration keys to values")
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(map(str, set(values) - known)):
-            raise ValueError(f"unknown config keys {unknown}; expected keys out of {sorted(known)}")
+            expected = f"keys out of {sorted(known)}{suggestion(unknown[0], known)}"
+            raise ValueError(f"unknown config keys {unknown}; expected {expected}")
         return cls(**values)
 
     @classmethod

@@ -20,7 +20,7 @@ from chrono_features import ChronoConfig, Tracks
 CHANGES = ("replace", "rename", "unlink", "remove", "rmdir", "mkdir", "link", "symlink")  # of os
 PROCESSES = multiprocessing.get_context("forkserver")  # a fork of this process would inherit its threads' locks
 PROCESSES.set_forkserver_preload(
-    ["chrono_features.cli.app", "chrono_features.training", "chrono_features.evaluation.run"]
+    ["chrono_features.cli.video", "chrono_features.cli.training", "chrono_features.cli.evaluation"]
 )
 
 

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chrono_features import ChronoBackbone, Tracks
-from chrono_features.cli.app import _read_points
+from chrono_features.cli.queries import read_points
 from chrono_features.data.clip import LabelledVideo, Unusable
 from chrono_features.data.readers import open_dataset
 from chrono_features.video import read_video
@@ -59,8 +59,8 @@ def of_model(model: ChronoBackbone) -> None:
         check_features(features)
 
 
-def of_points(points: list[list[float]]) -> None:
-    assert all(len(point) == 3 for point in points) and np.isfinite(points).all()
+def of_points(points: dict[str, tuple[float, float, float]]) -> None:
+    assert all(len(point) == 3 for point in points.values()) and np.isfinite(list(points.values())).all()
 
 
 def of_dataset(videos: list[Any]) -> None:
@@ -122,7 +122,7 @@ KINDS = {
         f"image{s}": Kind(lambda folder, s=s: file_kinds.make_images(folder, s), read_video, of_video, first(f"0{s}"))
         for s in (".jpg", ".png", ".bmp", ".tif", ".webp")
     },
-    "queries": Kind(file_kinds.make_points, _read_points, of_points),
+    "queries": Kind(file_kinds.make_points, read_points, of_points),
     "tracks": Kind(file_kinds.make_tracks, Tracks.load, of_tracks),
     "points.csv": Kind(file_kinds.make_table, videos_of("csv"), of_dataset, lambda path: path / "points.csv"),
     "pickle 2": Kind(lambda folder: file_kinds.make_pickle(folder, 2), videos_of("davis"), of_dataset),

@@ -1,38 +1,159 @@
-"""The command `eval`: what its arguments mean, several processes, and tables on the screen."""
+"""Commands that measure: `eval` and `fit-confidence`."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
+import typer
 
 from ..backbone import ChronoBackbone
 from ..checkpoints import check_name
-from ..checks import printable
+from ..checks import check_choice, printable
 from ..data.clip import SIZE, Dataset, Entry, LabelledVideo
 from ..data.readers import KINDS, open_dataset
+from ..evaluation.fit_confidence import fit_confidence as fit
 from ..evaluation.protocol import check_mode
 from ..evaluation.report import write_report
-from ..evaluation.run import evaluate
-from ..evaluation.tables import result_tables
+from ..evaluation.run import evaluate as measure
 from ..evaluation.trackers import Tracker, baseline, from_model
-from ..extras import require
+from ..progress import progress
+from .messages import count, done, track_with
+from .options import (
+    Device,
+    MaxFramesInMemory,
+    ModelArgument,
+    PathArgument,
+    PathOption,
+    load_model,
+    parse_size,
+    pick_device,
+)
+from .outputs import check_folder, check_output
+from .processes import relaunched, share
+from .tables import print_tables, whats_left
 
 DTYPES = ("float32", "bfloat16", "float16")
 
+Data = Annotated[
+    list[str],
+    typer.Option(
+        help="KIND=PATH, once for each data set. Kinds: davis, rgb-stacking, kinetics, robotap (TAP-Vid's files), "
+        "real_tracks, csv (videos and points.csv), masks (DAVIS's folders), warps (photographs), synthetic."
+    ),
+]
+Results = Annotated[Path, PathOption(help="Results as .json; what it holds already is not measured again.")]
+Models = Annotated[list[str], typer.Option(help="A model to measure; may be given several times.")]
+Baselines = Annotated[
+    list[str],
+    typer.Option(
+        help="static, lucas-kanade, patch, colour, timm:NAME, timm:NAME@BLOCK, or MODULE:FUNCTION: a function of "
+        "(video, queries) that returns Tracks."
+    ),
+]
+Modes = Annotated[list[str], typer.Option(help="TAP-Vid's query sampling: first, strided, or both.")]
+Refine = Annotated[bool, typer.Option("--refine", help="Also measure each model with photometric refinement.")]
+Confidence = Annotated[
+    bool, typer.Option("--confidence", help="Also measure each model with visibility from its confidence.")
+]
+WithoutAdapters = Annotated[bool, typer.Option("--without-adapters", help="Also measure each model without adapters.")]
+Paper = Annotated[bool, typer.Option("--paper", help="The authors' settings: 896 x 896, similarities in bfloat16.")]
+Grid = Annotated[str | None, typer.Option(help="Tokens per frame, 32 or 32x48.", show_default="the model's, or 64")]
+Size = Annotated[str, typer.Option(help="Frames are resized to this; anything but 256 is another protocol.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Measure only the first videos of each data set.")]
+Report = Annotated[Path | None, PathOption(help="Report as one .html file, with clips of the worst tracks.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16: the models' weights.")]
+Devices = Annotated[int | None, typer.Option(help="Share the videos among this many GPUs (or processes).")]
+
+app = typer.Typer()
+
+
+@app.command("eval")
+def evaluate(
+    data: Data,
+    out: Results,
+    model: Models = [],  # noqa: B006
+    baseline: Baselines = [],  # noqa: B006
+    mode: Modes = ["first"],  # noqa: B006
+    refine: Refine = False,
+    confidence: Confidence = False,
+    without_adapters: WithoutAdapters = False,
+    paper: Paper = False,
+    grid: Grid = None,
+    size: Size = "256",
+    limit: Limit = None,
+    report: Report = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    devices: Devices = None,
+    max_frames_in_memory: MaxFramesInMemory = None,
+) -> None:
+    """Measure models and baselines side by side on videos with tracks or masks."""
+    check_output("out", out, [".json"])
+    if report is not None:
+        check_output("report", report, [".html"])
+    tokens = None if grid is None else parse_size("grid", grid)
+    frame_size = parse_size("size", size)
+    place = pick_device(device)
+    check_choice("dtype", dtype, DTYPES)
+    _check_asked(model, baseline, mode)
+    datasets = open_all(data, frame_size)
+    if (code := relaunched(devices, sys.argv[1:])) is not None:
+        raise typer.Exit(code)
+    mine = share()
+    place = mine.place(place)
+    trackers = open_trackers(
+        model,
+        baseline,
+        place,
+        grid=tokens,
+        refine=refine,
+        confidence=confidence,
+        without_adapters=without_adapters,
+        dtype=getattr(torch, dtype),
+        paper=paper,
+        max_frames_in_memory=max_frames_in_memory,
+    )
+    with progress("evaluating") as update:
+        results = measure(
+            trackers,
+            datasets,
+            out,
+            modes=mode,
+            limit=limit,
+            device=place,
+            size=frame_size,
+            settings={"paper": paper, "dtype": dtype},
+            **mine._asdict(),
+            on_video=_total_of(datasets, limit, update),
+        )
+    if mine.process == 0:
+        _tell(results, datasets, out, report)
+
+
+@app.command("fit-confidence")
+def fit_confidence(
+    model: ModelArgument,
+    out: Annotated[Path, PathArgument(metavar="OUT", help="Folder for the model with its confidence.")],
+    photographs: Annotated[Path, PathOption(help="Folder of photographs, to make clips from.")],
+    device: Device = "auto",
+) -> None:
+    """Fit the confidence of a model's tracks, and save the model with it."""
+    check_folder("out", out)
+    place = pick_device(device)
+    network = load_model(model, place)
+    with progress("tracking clips") as update:
+        fit(network, photographs, update)
+    network.to("cpu").save_pretrained(out)
+    fitted = f"confidence {network.config.confidence}, refined {network.config.refined_confidence}"
+    done(out, fitted, f"{track_with(out)} --min-confidence 0.5")
+
 
 def open_all(specs: Sequence[str], size: tuple[int, int] | None = SIZE) -> dict[str, Dataset]:
-    """Data sets by kind, from "KIND=PATH"; "synthetic" needs no path.
+    """Open data sets by kind, from "KIND=PATH"; "synthetic" needs no path.
 
     Raises:
         ValueError: An entry is not of this form, or a kind comes twice.
@@ -58,185 +179,66 @@ def open_trackers(
     refine: bool = False,
     confidence: bool = False,
     without_adapters: bool = False,
-    paper: bool = False,
     dtype: torch.dtype = torch.float32,
-    max_frames_in_memory: int | None = None,
+    **settings: Any,
 ) -> list[Tracker]:
-    """Baselines, then each model: with its adapters off, as it is, with its confidence, refined, as far as wanted.
+    """Baselines, then each model: without adapters, as it is, with its confidence, refined, as far as wanted.
 
-    Refined tracks come with their confidence where the model is calibrated for it.
+    Refined tracks come with their confidence where the model has one for them. `settings` go to `from_model`.
     """
     for name in models:
         check_name(name)
     found = [baseline(name, grid or (64, 64), device) for name in baselines]
+    overrides: dict[str, Any] = {} if grid is None else {"grid": grid}
     for name in models:
-        overrides: dict[str, Any] = {} if grid is None else {"grid": grid}
         model = ChronoBackbone.from_pretrained(name, **overrides).to(device, dtype).eval()
-        options: dict[str, Any] = {"paper": paper, "max_frames_in_memory": max_frames_in_memory}
         if without_adapters:
-            found.append(from_model(f"{name}, adapters off", model, adapters=False, **options))
-        found.append(from_model(name, model, **options))
+            found.append(from_model(f"{name}, adapters off", model, adapters=False, **settings))
+        found.append(from_model(name, model, **settings))
         if confidence:
-            found.append(from_model(f"{name}, confidence", model, confidence=True, **options))
+            found.append(from_model(f"{name}, confidence", model, confidence=True, **settings))
         if refine:
             sure = model.config.refined_confidence is not None
-            found.append(from_model(f"{name}, refined", model, refine="photometric", confidence=sure, **options))
+            found.append(from_model(f"{name}, refined", model, refine="photometric", confidence=sure, **settings))
     return found
 
 
-def relaunched(devices: int | None, arguments: Sequence[str]) -> int | None:
-    """Starts the same command once per device, and returns its exit code; None in those processes.
-
-    Raises:
-        ImportError: accelerate is missing.
-        ValueError: `devices` is not a positive number.
-    """
-    if devices is None or devices == 1 or "WORLD_SIZE" in os.environ:
-        return None
-    if devices < 1:
-        raise ValueError(f"devices={devices}; expected a positive whole number")
-    require("accelerate", "eval")
-    # Accelerate's own launcher starts one process where there are no GPUs, and heeds a configuration of the user's.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
-    return subprocess.run([*launch, "-m", "chrono_features", *arguments]).returncode
-
-
-def main(
-    specs: Sequence[str],
-    out: Path,
-    *,
-    models: Sequence[str],
-    baselines: Sequence[str],
-    modes: Sequence[str],
-    refine: bool,
-    confidence: bool,
-    without_adapters: bool,
-    paper: bool,
-    grid: tuple[int, int] | None,
-    size: tuple[int, int],
-    limit: int | None,
-    report: Path | None,
-    dtype: str,
-    place: torch.device,
-    devices: int | None,
-    max_frames_in_memory: int | None,
-    progress: Callable[[str], AbstractContextManager[Callable[[int, int | None], object]]],
-) -> None:
-    """Evaluates with a progress bar, in one process or several, prints tables, and writes the report."""
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}; expected one of {', '.join(DTYPES)}")
+def _check_asked(models: Sequence[str], baselines: Sequence[str], modes: Sequence[str]) -> None:
     for mode in modes:
         check_mode(mode)
     if not models and not baselines:
         raise ValueError("no --model and no --baseline; expected at least one of them")
-    data = open_all(specs, size)
-    if (code := relaunched(devices, sys.argv[1:])) is not None:
-        sys.exit(code)
-    process, processes, wait = _share()
-    if processes > 1 and place.type == "cuda":
-        place = torch.device("cuda", process % torch.cuda.device_count())
-    measured = open_trackers(
-        models,
-        baselines,
-        place,
-        grid=grid,
-        refine=refine,
-        confidence=confidence,
-        without_adapters=without_adapters,
-        paper=paper,
-        dtype=getattr(torch, dtype),
-        max_frames_in_memory=max_frames_in_memory,
-    )
-    done: dict[str, int] = {}
-    with progress("evaluating") as update:
 
-        def on_video(name: str, count: int, total: int | None) -> None:
-            done[name] = count
-            update(sum(done.values()), _expected(data, limit))
 
-        results = evaluate(
-            measured,
-            data,
-            out,
-            modes=modes,
-            limit=limit,
-            device=place,
-            size=size,
-            settings={"paper": paper, "dtype": dtype},
-            process=process,
-            processes=processes,
-            wait=wait,
-            on_video=on_video,
-        )
-    if process:
-        return
+def _total_of(
+    data: Mapping[str, Dataset],
+    limit: int | None,
+    update: Callable[[int, int | None], object],
+) -> Callable[[str, int, int | None], None]:
+    """What `measure` calls after each video of a data set; it tells `update` the sum over all of them."""
+    totals = [dataset.total() for dataset in data.values()]
+    expected = None if None in totals else sum(min(total, limit or total) for total in totals if total is not None)
+    videos: dict[str, int] = {}
+
+    def on_video(name: str, number: int, total: int | None) -> None:
+        videos[name] = number
+        update(sum(videos.values()), expected)
+
+    return on_video
+
+
+def _tell(results: Mapping[str, Any], data: Mapping[str, Dataset], out: Path, report: Path | None) -> None:
     print_tables(results)
     if rest := whats_left(results, data):
         print(printable(rest))
     if report is not None:
-        with progress("drawing the report"):
+        with progress("drawing the report", counted=False):
             write_report(report, _at_hand(results, data), _loader(data))
         print(f"wrote {report.absolute()}: the report")
-    print(f"wrote {out.absolute()}: {len(results['records'])} records")
     again = (
         "open the report" if report is not None else "call this again with --report report.html for charts and clips"
     )
-    print(f"next: {again}")
-
-
-def print_tables(results: Mapping[str, Any]) -> None:
-    """The tables of results, groups set apart by lines."""
-    # Groups and models are named by others: "[/x]" is a name, not markup, nor do control sequences reach the terminal.
-    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False)
-    for data, mode, titles, rows in result_tables(results):
-        table = Table(*titles, title=printable(f"{data}, {mode}"), box=box.SIMPLE_HEAD, title_justify="left")
-        for row, after in zip(rows, [*rows[1:], [""]], strict=True):
-            table.add_row(*map(printable, row), end_section=bool(after[0]))
-        console.print(table)
-
-
-def _share() -> tuple[int, int, Callable[[], object]]:
-    """This process's number, how many there are, and how to wait for the others."""
-    if "WORLD_SIZE" not in os.environ:
-        return 0, 1, lambda: None
-    # On the CPU, for GPUs too: nothing is exchanged, and who is done waits for as long as the others take.
-    state = require("accelerate", "eval").PartialState(cpu=True, timeout=timedelta(days=7))
-    return state.process_index, state.num_processes, state.wait_for_everyone
-
-
-def _expected(data: Mapping[str, Dataset], limit: int | None) -> int | None:
-    totals = [dataset.total() for dataset in data.values()]
-    if None in totals:
-        return None
-    return sum(min(total, limit or total) for total in totals if total is not None)
-
-
-def whats_left(results: Mapping[str, Any], data: Mapping[str, Dataset]) -> str:
-    """What was skipped and why, and how long the videos beyond the limit would take."""
-    lines = []
-    for name, about in results["data"].items():
-        lines += [f"{name}: {video} skipped, {reason}" for video, reason in about["skipped"].items()]
-    for name, dataset in data.items():
-        records = [record for record in results["records"] if record["data"] == name]
-        measured = len({record["video"] for record in records})
-        left = (dataset.total() or 0) - measured - len(results["data"][name]["skipped"])
-        if measured and left > 0:
-            time = _duration(left * _spent(records) / measured)
-            lines.append(f"{name}: {measured} videos measured; the other {left} would take about {time} on this device")
-    return "\n".join(lines)
-
-
-def _spent(records: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds of computing. The time for a video's features stands in every record that they serve."""
-    features = {(record["video"], record["seconds"]["features"]) for record in records}
-    return sum(record["seconds"]["tracking"] for record in records) + sum(seconds for _, seconds in features)
-
-
-def _duration(seconds: float) -> str:
-    for name, length in (("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.1f} {name}"
-    return f"{seconds:.0f} s"
+    done(out, count(len(results["records"]), "record"), again)
 
 
 def _at_hand(results: Mapping[str, Any], data: Mapping[str, Dataset]) -> dict[str, Any]:
