@@ -62,7 +62,7 @@ def propagation_metrics(
     radius: int | None = 12,
     temperature: float = 10.0,
 ) -> dict[str, float]:
-    """How well features carry the first frame's masks through a video: DAVIS's semi-supervised evaluation.
+    """Measure how well features carry the first frame's masks through a video: DAVIS's semi-supervised evaluation.
 
     Masks go through `propagate_labels`, background included. As in DINO's evaluation, labels are
     then scaled up bilinearly, each is stretched to 0 ... 1 over its frame, and the greatest wins. DINO's own masks are
@@ -110,7 +110,7 @@ def mask_queries(
     video: MaskedVideo,
     count: int = 100,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Points of the first frame's objects, on a regular grid in each: the finest that fits the object's equal share.
+    """Sample points of the first frame's objects, each on the finest regular grid that fits its equal share of `count`.
 
     They keep away from the boundary of the object's mask, 3 pixels at 256 x 256, unless nothing of it is left then.
 
@@ -130,7 +130,8 @@ def mask_queries(
     if count < max(1, len(objects)):
         raise ValueError(f"count={count!r}; expected at least 1 for each of {len(objects)} objects of {video.name}")
     margin = math.ceil(QUERY_MARGIN * max(first.shape))
-    queries, owners = [np.empty((0, 3), np.float32)], [np.empty(0, np.int64)]
+    queries = [np.empty((0, 3), np.float32)]
+    owners = [np.empty(0, np.int64)]
     for number in objects:
         mask = first == number
         inner = mask & ~_dilated(~mask, margin)
@@ -147,7 +148,7 @@ def mask_consistency(
     masks: NDArray[Any],  # (T, H, W) 0 is background, k the k-th object
     query_frames: NDArray[Any] | int = 0,  # (N,), or one for all
 ) -> dict[str, float]:
-    """Whether the points of one video stay in the masks of their objects, in the frames after their query.
+    """Measure whether the points of one video stay in the masks of their objects, in the frames after their query.
 
     A point may be hidden though its object is not, so that even the best tracker has less than 1 of `mask_recall`.
 
@@ -163,12 +164,13 @@ def mask_consistency(
         `mask_recall`: of a point's frames in which its object is in the frame, the share in which it is called
         visible and is inside. Both over all points together, 0 to 1; NaN where nothing counts.
     """
-    frames, height, width = masks.shape
-    after = np.arange(frames) > np.reshape(query_frames, (-1, 1))
+    num_frames, height, width = masks.shape
+    after = np.arange(num_frames) > np.reshape(query_frames, (-1, 1))
     in_frame = np.all((xy >= 0) & (xy < (width, height)), axis=-1)  # not so of what is not a number
     columns, rows = np.moveaxis(np.where(in_frame[..., None], xy, 0).astype(np.int64), -1, 0)
-    inside = in_frame & (masks[np.arange(frames), rows, columns] == objects[:, None])
-    called, present = visible & after, np.stack([np.isin(objects, mask) for mask in masks], axis=1) & after
+    inside = in_frame & (masks[np.arange(num_frames), rows, columns] == objects[:, None])
+    called = visible & after
+    present = np.stack([np.isin(objects, mask) for mask in masks], axis=1) & after
     return {"mask_precision": ratio(inside & called, called), "mask_recall": ratio(inside & called, present)}
 
 

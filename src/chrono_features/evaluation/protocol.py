@@ -18,7 +18,7 @@ def sample_queries(
     usable: NDArray[Any],  # (N, T) bool: visible, and known
     mode: str,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Queries as TAP-Vid draws them.
+    """Sample queries as TAP-Vid does.
 
     Args:
         xy: Tracks.
@@ -34,11 +34,11 @@ def sample_queries(
     check_mode(mode)
     if mode == "first":
         tracks = np.flatnonzero(usable.any(axis=1))
-        frames = usable.argmax(axis=1)[tracks]
+        times = usable.argmax(axis=1)[tracks]
     else:
-        frames, tracks = np.nonzero(usable[:, ::STRIDE].T)
-        frames = frames * STRIDE
-    return np.concatenate([frames[:, None], xy[tracks, frames]], axis=1).astype(np.float64), tracks
+        strides, tracks = np.nonzero(usable[:, ::STRIDE].T)
+        times = strides * STRIDE
+    return np.concatenate([times[:, None], xy[tracks, times]], axis=1).astype(np.float64), tracks
 
 
 def tapvid_metrics(
@@ -50,7 +50,7 @@ def tapvid_metrics(
     mode: str,
     valid: NDArray[Any] | None = None,  # (N, T) bool
 ) -> dict[str, float]:
-    """Metrics of one video (Doersch et al., TAP-Vid).
+    """Compute the metrics of one video (Doersch et al., TAP-Vid).
 
     Args:
         query_frames: The frame of each query.
@@ -87,12 +87,13 @@ def tapvid_metrics(
 
 def scored_frames(
     query_frames: NDArray[Any],  # (N,)
-    frames: int,
+    num_frames: int,
     mode: str,
 ) -> NDArray[np.bool_]:
-    """The frames that count for each query, (N, T): those after it in "first", all but its own in "strided"."""
+    """The frames that count for each query, (N, T): those after the query frame in "first", all but it in "strided"."""
     check_mode(mode)
-    times, own = np.arange(frames), query_frames[:, None]
+    times = np.arange(num_frames)
+    own = query_frames[:, None]
     return times > own if mode == "first" else times != own
 
 

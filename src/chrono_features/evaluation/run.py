@@ -36,7 +36,7 @@ def evaluate(
     wait: Callable[[], object] = lambda: None,
     on_video: Callable[[str, int, int | None], object] = lambda name, done, total: None,
 ) -> dict[str, Any]:
-    """Measures every tracker on every video.
+    """Measure every tracker on every video.
 
     What was measured is on disk at once. Another call with the same `out` measures what is missing: the rest of an
     interrupted run, further videos, modes or trackers. A file that was measured on something else is refused.
@@ -93,7 +93,7 @@ def _measure(
     modes: Sequence[str],
     device: torch.device | str,
 ) -> None:
-    """Adds what is missing of one video to the store; reads it only then."""
+    """Add what is missing of one video to the store; reads it only then."""
 
     def done(tracker: Tracker, mode: str) -> bool:
         return store.has(data=data, video=entry.name, mode=mode, tracker=tracker.name)

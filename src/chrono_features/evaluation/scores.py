@@ -40,7 +40,8 @@ class FeatureCache:
     def features(self, tracker: Tracker) -> tuple[Tensor | None, float]:
         """A tracker's features, None where it has none, and the seconds that they took."""
         if tracker.features is not None and tracker.features != self._of:
-            self._held, self._propagation = (None, 0.0), None  # let go before the next are computed
+            self._held = None, 0.0  # let go before the next are computed
+            self._propagation = None
             self._held = timed(partial(tracker.features, self.video), self.video.device)
             self._of = tracker.features
         return (None, 0.0) if tracker.features is None else self._held
@@ -133,7 +134,9 @@ def _score(
     to_256: NDArray[Any],  # (2,)
 ) -> tuple[dict[str, float], NDArray[np.float64], list[tuple[float, float, int]]]:
     """All metrics, <delta_avg of each track, and the bins of a reliability plot."""
-    true_xy, xy, visible = truth.xy * to_256, tracks.xy.double().numpy() * to_256, predicted_visible(tracks)
+    true_xy = truth.xy * to_256
+    xy = tracks.xy.double().numpy() * to_256
+    visible = predicted_visible(tracks)
     metrics = tapvid_metrics(query_frames, true_xy, truth.occluded, xy, ~visible, mode, truth.valid)
     scored = scored_frames(query_frames, xy.shape[1], mode) & truth.valid
     seen = scored & ~truth.occluded

@@ -56,17 +56,17 @@ class Store:
         return tuple(key[name] for name in KEY) in self.records
 
     def add(self, record: Record) -> None:
-        """Keeps a record."""
+        """Keep a record."""
         self._keep(record)
         self._write(json.dumps(record))
 
     def skip(self, data: str, video: str, reason: str) -> None:
-        """Notes that a video cannot be measured, and why."""
+        """Note that a video cannot be measured, and why."""
         self.skipped[data, video] = reason
         self._write(json.dumps({"skip": [data, video, reason]}))
 
     def finish(self) -> dict[str, Any]:
-        """Writes the file with the records of all processes and returns what is in it."""
+        """Write the file with the records of all processes, and return what is in it."""
         self._read()
         results = self.results()
         with write_beside(self.path) as file:
@@ -143,7 +143,7 @@ class Store:
                 ) from error
 
     def _take(self, value: Any, part: Path, line: int) -> None:
-        """Adds what a line of a part holds."""
+        """Add what a line of a part holds."""
         try:
             if isinstance(value, dict) and "header" in value:
                 check_header(value["header"])
@@ -167,7 +167,7 @@ class Store:
         self._keep(record)
 
     def _adopt(self, saved: dict[str, Any], source: Path) -> None:
-        """Takes over the data sets and trackers of earlier runs, if all that both know is the same."""
+        """Take over the data sets and trackers of earlier runs, if all that both know is the same."""
         for section in SECTIONS[:2]:
             _check_same(section, self.header[section], saved.get(section, {}), source, whole=True)
         for section, ignored in (("data", {"total", "skipped", "path"}), ("trackers", set())):

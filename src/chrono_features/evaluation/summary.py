@@ -15,7 +15,7 @@ MAIN = {MASK_MODE: "J&F"}  # the metric whose interval is given, by mode; <delta
 
 
 def summarise(records: Sequence[Record], trackers: Sequence[str]) -> list[dict[str, Any]]:
-    """One row per data set, mode, group and tracker, and one over all groups; means over videos, NaN as None.
+    """Compute one row per data set, mode, group and tracker, and one over all groups; means over videos, NaN as None.
 
     Args:
         records: Of videos.

@@ -78,7 +78,7 @@ def from_model(
     visible_threshold: float | None = None,
     correlation_dtype: torch.dtype | None = None,
 ) -> Tracker:
-    """A model and its own `track`.
+    """Make a tracker of a model and its own `track`.
 
     Args:
         name: What it is called in tables.
@@ -116,7 +116,7 @@ def from_model(
 
 
 def from_tracker(name: str, tracker: TrackFunction, **about: Any) -> Tracker:
-    """Any callable (video (1, T, 3, H, W) uint8, queries (1, N, 3)) -> `Tracks`."""
+    """Make a tracker of any callable (video (1, T, 3, H, W) uint8, queries (1, N, 3)) -> `Tracks`."""
 
     @torch.no_grad()
     def track(video: Tensor, queries: Tensor, _: Tensor | None) -> Tracks:
@@ -134,7 +134,7 @@ def from_tracker(name: str, tracker: TrackFunction, **about: Any) -> Tracker:
 
 
 def baseline(name: str, grid: tuple[int, int] = (64, 64), device: torch.device | str = "cpu") -> Tracker:
-    """A baseline by name.
+    """Make a baseline by name.
 
     Args:
         name: "static"; "lucas-kanade"; "patch" or "colour" (raw pixels as features); "timm:NAME" or

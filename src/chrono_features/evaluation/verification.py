@@ -25,7 +25,7 @@ def verify(
     name: str,
     davis: str | os.PathLike[str] | None = None,
 ) -> list[tuple[str, str, str]]:
-    """Fetches the authors' weights, checks every key by loading them, and runs them.
+    """Fetch the authors' weights, check every key by loading them, and run them.
 
     Args:
         name: "chrono-vits14" or "chrono-vitb14".

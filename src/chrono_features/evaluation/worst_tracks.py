@@ -48,7 +48,7 @@ def worst_clips(
     videos: Callable[[str, str], LabelledVideo],
     count: int,
 ) -> dict[str, list[WorstClip]]:
-    """The clips of each tracker that has worst tracks. One video is held at a time, and serves all trackers.
+    """Draw the clips of each tracker that has worst tracks. One video is held at a time, and serves all trackers.
 
     Args:
         records: Of all trackers.
