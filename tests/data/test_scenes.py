@@ -22,10 +22,12 @@ from chrono_features.data.synthetic import layers as layered
 from chrono_features.data.synthetic.materials import lookup, make_materials
 from chrono_features.data.synthetic.motion import camera_view, rotations, wander
 from chrono_features.data.synthetic.picture import render_frames
+from chrono_features.data.synthetic.random_worlds import _creature, random_world
 from chrono_features.data.synthetic.scene import choose, near_edges
 from chrono_features.data.synthetic.shapes import Blob, Capsule, Polygon, random_shape
 from chrono_features.data.synthetic.textures import TextureSource
 from chrono_features.data.synthetic.variety import NOTHING
+from chrono_features.data.synthetic.world import World, project, sees, surface_points
 
 SMALL = {"frames": 4, "size": (40, 56), "points": 16, "textures": procedural_textures(6, 32)}
 KINDS = ("raycast", "layers")
@@ -353,11 +355,11 @@ def test_photometrics_keep_their_range_and_their_picture():
 # --- ray casting ----------------------------------------------------------------------------------------------------
 
 
-def still_world(**solids) -> raycast.World:
+def still_world(**solids) -> World:
     """A camera at the origin that looks along z in a big room, and solids name=(position over 2 frames, radii)."""
     identity = torch.eye(3, dtype=torch.float64)
     positions = [torch.zeros(2, 3)] + [torch.tensor(position) for position, _ in solids.values()]
-    return raycast.World(
+    return World(
         rotation=identity.expand(len(positions), 2, 3, 3),
         position=torch.stack(positions).double(),
         radii=torch.tensor([(20.0, 20.0, 20.0)] + [radii for _, radii in solids.values()], dtype=torch.float64),
@@ -378,11 +380,11 @@ def test_projection_and_occlusion_by_hand():
     )
     solid = torch.tensor([2, 2, 1])
     unit = torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, 1.0], [0.0, 0.0, -1.0]], dtype=torch.float64)
-    xy, depth = raycast.project(world, solid, unit)
+    xy, depth = project(world, solid, unit)
     assert torch.allclose(xy[0], torch.tensor([40.0, 32.0]).double())  # 32 + 32 * 1 / 4
     assert torch.allclose(depth[0], torch.tensor([4.0, 4.0]).double())
     assert torch.allclose(xy[2, :, 0], torch.tensor([32 + 16 / 1.99, 32 - 16 / 1.99]).double())
-    visible = raycast.sees(world, solid, xy, depth)
+    visible = sees(world, solid, xy, depth)
     assert visible.tolist() == [[False, True], [False, False], [True, True]]  # the back of a ball is never seen
 
 
@@ -392,37 +394,37 @@ def test_a_point_outside_the_frame_or_behind_the_camera_is_not_seen():
     for solid, expected in ((board, [True, False]), (behind, [False, True])):
         world = still_world(board=solid)
         point = torch.tensor([1]), torch.tensor([[0.1, 0.2, -1.0]]).double()
-        assert raycast.sees(world, point[0], *raycast.project(world, *point))[0].tolist() == expected
+        assert sees(world, point[0], *project(world, *point))[0].tolist() == expected
 
 
 def test_what_is_behind_the_camera_hides_nothing():
     world = still_world(board=(((0.0, 0.0, -2.0), (0.0, 0.0, 2.0)), (0.5, 0.5, 0.01)))
     wall = torch.tensor([0]), torch.tensor([[0.01, 0.02, 1.0]]).double()
-    assert raycast.sees(world, wall[0], *raycast.project(world, *wall))[0].tolist() == [True, False]
+    assert sees(world, wall[0], *project(world, *wall))[0].tolist() == [True, False]
 
 
 def test_of_two_boards_in_one_place_one_is_seen():
     place = ((0.0, 0.0, 2.0), (0.0, 0.0, 2.0)), (0.3, 0.3, 0.01)
     world = still_world(board=place, twin=place)
     point = torch.tensor([1, 2]), torch.tensor([[0.1, 0.2, -1.0]] * 2).double()
-    assert raycast.sees(world, point[0], *raycast.project(world, *point)).tolist() == [[True, True], [False, False]]
+    assert sees(world, point[0], *project(world, *point)).tolist() == [[True, True], [False, False]]
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_ray_through_a_visible_track_ends_on_its_point(seed):
     draws = generator(seed)
-    world = raycast.random_world(draws, torch.arange(4).double() * 2, (48, 64), ALL_OF_IT)
+    world = random_world(draws, torch.arange(4).double() * 2, (48, 64), ALL_OF_IT)
     xy = torch.rand(4, 50, 2, generator=draws, dtype=torch.float64) * torch.tensor([64.0, 48.0])
-    solid, unit, depth = raycast.surface_points(world, xy)
+    solid, unit, depth = surface_points(world, xy)
     assert torch.isfinite(depth).all()
     solid, unit = solid.flatten(), unit.flatten(0, 1)
-    tracks, depth = raycast.project(world, solid, unit)
-    visible = raycast.sees(world, solid, tracks, depth)
+    tracks, depth = project(world, solid, unit)
+    visible = sees(world, solid, tracks, depth)
     anchor = torch.arange(4).repeat_interleave(50)
     assert torch.allclose(tracks[torch.arange(200), anchor], xy.flatten(0, 1), atol=1e-6)
     assert visible[torch.arange(200), anchor].all()
     assert not visible.all()
-    hit, hit_unit, _ = raycast.surface_points(world, tracks.transpose(0, 1))
+    hit, hit_unit, _ = surface_points(world, tracks.transpose(0, 1))
     assert (solid[:, None] == hit.T)[visible].all()
     assert (hit_unit.transpose(0, 1) - unit[:, None])[visible].abs().max() < 1e-4
 
@@ -499,7 +501,7 @@ def test_limbs_of_solids_hang_together():
     times = torch.arange(5).double() * 4
     turn = rotations(torch.rand(5, 3, generator=generator(1)).double())
     path = torch.rand(5, 3, generator=generator(2)).double()
-    parts = raycast._creature(generator(3), times, turn, path, size=1.0, group=7)
+    parts = _creature(generator(3), times, turn, path, size=1.0, group=7)
     body, chains = parts[0], 0
     for before, part in itertools.pairwise(parts):
         assert part.group == 7 and part.is_round and part.is_moving
@@ -633,13 +635,13 @@ def plain_scene(scene: str, seed: int):
     source = TextureSource(draws, None)
     xy = torch.rand(4, 60, 2, generator=draws, dtype=torch.float64) * 64
     if scene == "raycast":
-        world = raycast.random_world(draws, times, size)
+        world = random_world(draws, times, size)
         light = raycast.Light(torch.zeros(4, 3).double(), 1.0, 0.0, casts_shadows=False)
         video = raycast.render(world, raycast.random_materials(draws, source, world), light, "cpu")
-        solid, unit, _ = raycast.surface_points(world, xy)
+        solid, unit, _ = surface_points(world, xy)
         solid = solid.flatten()
-        tracks, depth = raycast.project(world, solid, unit.flatten(0, 1))
-        return video, tracks, raycast.sees(world, solid, tracks, depth)
+        tracks, depth = project(world, solid, unit.flatten(0, 1))
+        return video, tracks, sees(world, solid, tracks, depth)
     stack = layered.random_layers(draws, times, size)
     gain = torch.ones(len(stack.shapes), 4)
     video = layered.render(stack, layered.random_materials(draws, source, stack), gain, "cpu")

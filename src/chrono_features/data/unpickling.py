@@ -1,8 +1,8 @@
 """Pickles from strangers: `pickle` runs what they say; here they can only describe arrays and plain values.
 
 A pickle is a program for a stack machine. The machine below knows the opcodes of `OPCODES` and the globals of
-`GLOBALS`, and nothing else. That is enough for what NumPy and the plain types write in protocols 0 to 5, and it is
-safe, because no opcode reaches an object that could do anything:
+`pickled_arrays.GLOBALS`, and nothing else. That is enough for what NumPy and the plain types write in protocols 0 to 5,
+and it is safe, because no opcode reaches an object that could do anything:
 
 - A global is an entry of `GLOBALS`, not a Python object. Only REDUCE can use it, which calls our function for it with
   arguments that the function checks; modules are never imported, nor attributes looked up.
@@ -17,15 +17,13 @@ from __future__ import annotations
 
 import os
 import pickletools
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
 
-import numpy as np
+from .pickled_arrays import GLOBALS, PickledDtype, Refused, UnbuiltArray
 
-KINDS = "biufSU"  # of dtypes: booleans, numbers, bytes and text; no objects
 MAX_DEPTH = 32  # of containers; TAP-Vid's files have 4
 
 
@@ -42,7 +40,7 @@ def load_arrays(path: str | os.PathLike[str]) -> Any:
         size = os.fstat(file.fileno()).st_size
         try:
             return _checked(_Machine(size).run(_Reader(file, size)))
-        except _Refused as error:
+        except Refused as error:
             raise ValueError(f"{os.fspath(path)}: refused, {error}; expected only arrays and plain values") from error
         except _Truncated as error:
             raise ValueError(f"{os.fspath(path)}: truncated after {size} bytes") from error
@@ -51,10 +49,6 @@ def load_arrays(path: str | os.PathLike[str]) -> Any:
         except Exception as error:  # a damaged pickle raises anything
             what = f"{type(error).__name__}: {error}"
             raise ValueError(f"{os.fspath(path)}: not a readable pickle ({what})") from error
-
-
-class _Refused(Exception):
-    """The pickle wants what it may not have."""
 
 
 class _Truncated(Exception):
@@ -89,104 +83,6 @@ class _Global:
     call: Callable[..., Any] | None
 
 
-@dataclass
-class _Dtype:
-    """A `numpy.dtype`, which itself would believe a pickled state, even one that makes it read stray memory."""
-
-    code: str
-    order: str | None = None
-
-    def build(self, state: Any) -> None:
-        if self.order is not None or not isinstance(state, tuple) or state[1] not in ("<", ">", "|", "="):
-            raise ValueError("a state that is no dtype's")
-        self.order = state[1]
-
-    def numpy(self) -> np.dtype[Any]:
-        if not isinstance(self.code, str) or not re.fullmatch(r"[A-Za-z?]\d{0,9}", self.code):
-            raise _Refused(f"it holds an array of dtype {self.code!r}")
-        dtype = np.dtype(self.code)
-        if dtype.kind not in KINDS:
-            raise _Refused(f"it holds an array of dtype {dtype}")
-        return dtype.newbyteorder(self.order or "=")  # type: ignore[arg-type]
-
-
-@dataclass
-class _Unbuilt:
-    """An array between REDUCE and BUILD, and where the memo holds it."""
-
-    memo: list[int] = field(default_factory=list)
-
-    def build(self, machine: _Machine, state: Any) -> np.ndarray[Any, Any]:
-        _, shape, dtype, fortran, data = state
-        array = _array(data, dtype, shape, "F" if fortran else "C")
-        if not array.dtype.isnative:
-            machine.grow(array.nbytes)
-            array = array.astype(array.dtype.newbyteorder("="))
-        return array
-
-
-def _array(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np.ndarray[Any, Any]:
-    """What `numpy._core.numeric._frombuffer` makes, of `bytes` only."""
-    if not isinstance(dtype, _Dtype):
-        raise ValueError("an array without a dtype")
-    of = dtype.numpy()
-    if not isinstance(data, bytes):
-        raise ValueError(f"an array of {type(data).__name__}; expected bytes")
-    if not isinstance(shape, tuple) or any(type(size) is not int or size < 0 for size in shape):
-        raise ValueError("an array whose shape is none")
-    if order not in ("C", "F", "K"):
-        raise ValueError("an array in no order")
-    array = np.frombuffer(data, of)
-    if of.kind == "b" and array.view(np.uint8).max(initial=0) > 1:
-        raise _Refused("it holds booleans other than 0 and 1")  # which NumPy miscounts when it takes them for a mask
-    return array.reshape(shape).transpose(axes) if order == "K" else array.reshape(shape, order=order)
-
-
-def _reconstruct(machine: _Machine, *_: Any) -> _Unbuilt:
-    return _Unbuilt()
-
-
-def _dtype(machine: _Machine, code: Any, *_: Any) -> _Dtype:
-    return _Dtype(code)
-
-
-def _frombuffer(machine: _Machine, *arguments: Any) -> np.ndarray[Any, Any]:
-    return _array(*arguments)
-
-
-def _scalar(machine: _Machine, dtype: Any, data: Any) -> Any:
-    machine.grow(len(data))
-    return _array(data, dtype, (), "C")[()]
-
-
-def _latin1(machine: _Machine, text: Any, encoding: Any) -> bytes:
-    """`_codecs.encode` as protocols 0 to 2 use it, for bytes; the real one knows codecs that unpack archives."""
-    if encoding != "latin1":
-        raise _Refused(f"it wants the codec {encoding!r}")
-    machine.grow(len(text))
-    return text.encode("latin1")
-
-
-def _no_bytes(machine: _Machine) -> bytes:
-    return b""
-
-
-# Every global that a pickle may name.
-GLOBALS: dict[tuple[str, str], Callable[..., Any] | None] = {
-    ("numpy", "ndarray"): None,  # an argument of _reconstruct
-    ("numpy", "dtype"): _dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,  # numpy.core before NumPy 2, numpy._core since
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy._core.multiarray", "scalar"): _scalar,
-    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
-    ("numpy._core.numeric", "_frombuffer"): _frombuffer,
-    ("_codecs", "encode"): _latin1,
-    ("builtins", "bytes"): _no_bytes,
-    ("__builtin__", "bytes"): _no_bytes,
-}
-
-
 class _Machine:
     """The stack, the marks and the memo of a pickle of `size` bytes."""
 
@@ -199,7 +95,7 @@ class _Machine:
     def run(self, source: Any) -> Any:
         for opcode, argument, _ in pickletools.genops(source):
             if opcode.name not in OPCODES:
-                raise _Refused(f"it uses the opcode {opcode.name}")
+                raise Refused(f"it uses the opcode {opcode.name}")
             OPCODES[opcode.name](self, argument)
         return self.stack.pop()
 
@@ -207,7 +103,7 @@ class _Machine:
         """Counts bytes that are copied from what the file holds, which a real pickle does once for each."""
         self.grown += count
         if self.grown > self.size:
-            raise _Refused("it unpacks to more than its size")
+            raise Refused("it unpacks to more than its size")
 
     def ignore(self, _: Any) -> None:
         pass
@@ -229,9 +125,9 @@ class _Machine:
     def put(self, index: int | None) -> None:
         index = len(self.memo) if index is None else index
         if not 0 <= index < self.size:
-            raise _Refused(f"it memoises at {index} in {self.size} bytes")
+            raise Refused(f"it memoises at {index} in {self.size} bytes")
         self.memo[index] = value = self.stack[-1]
-        if isinstance(value, _Unbuilt):
+        if isinstance(value, UnbuiltArray):
             value.memo.append(index)
 
     def get(self, index: int) -> None:
@@ -263,18 +159,18 @@ class _Machine:
 
     def _extend(self, items: list[Any]) -> None:
         if type(self.stack[-1]) is not list:
-            raise _Refused(f"it appends to a {type(self.stack[-1]).__name__}")
+            raise Refused(f"it appends to a {type(self.stack[-1]).__name__}")
         self.stack[-1].extend(items)
 
     def _fill(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is not dict:
-            raise _Refused(f"it sets items of a {type(target).__name__}")
+            raise Refused(f"it sets items of a {type(target).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) not in (str, int):
-                raise _Refused(f"it has a key of type {type(key).__name__}")
+                raise Refused(f"it has a key of type {type(key).__name__}")
             if key in target:
-                raise _Refused(f"it has the key {key!r} twice")
+                raise Refused(f"it has the key {key!r} twice")
             target[key] = value
 
     def global_(self, argument: str) -> None:
@@ -287,24 +183,24 @@ class _Machine:
     def _find(self, module: Any, name: Any) -> None:
         known = isinstance(module, str) and isinstance(name, str) and (module, name) in GLOBALS
         if not known:
-            raise _Refused(f"it wants {module}.{name}")
+            raise Refused(f"it wants {module}.{name}")
         self.stack.append(_Global(f"{module}.{name}", GLOBALS[module, name]))
 
     def reduce(self, _: Any) -> None:
         arguments, called = self.stack.pop(), self.stack.pop()
         if not isinstance(called, _Global) or called.call is None or type(arguments) is not tuple:
-            raise _Refused(f"it calls a {getattr(called, 'name', type(called).__name__)}")
-        self.stack.append(called.call(self, *arguments))
+            raise Refused(f"it calls a {getattr(called, 'name', type(called).__name__)}")
+        self.stack.append(called.call(self.grow, *arguments))
 
     def build(self, _: Any) -> None:
         state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, _Dtype):
+        if isinstance(target, PickledDtype):
             target.build(state)
-        elif isinstance(target, _Unbuilt):
-            self.stack[-1] = target.build(self, state)
+        elif isinstance(target, UnbuiltArray):
+            self.stack[-1] = target.build(self.grow, state)
             self.memo |= dict.fromkeys(target.memo, self.stack[-1])
         else:
-            raise _Refused(f"it sets the state of a {type(target).__name__}")
+            raise Refused(f"it sets the state of a {type(target).__name__}")
 
 
 # Every opcode that a pickle may use.
@@ -350,11 +246,11 @@ def _checked(contents: Any) -> Any:
         inner: list[Any] = []
         for container in containers:
             for value in container.values() if isinstance(container, dict) else container:
-                if isinstance(value, (_Global, _Unbuilt, _Dtype)):
-                    raise _Refused(f"it holds {getattr(value, 'name', 'a part of an array')}")
+                if isinstance(value, (_Global, UnbuiltArray, PickledDtype)):
+                    raise Refused(f"it holds {getattr(value, 'name', 'a part of an array')}")
                 if isinstance(value, (list, tuple, dict)) and id(value) not in seen:
                     seen.add(id(value))
                     inner.append(value)
         if not (containers := inner):
             return contents
-    raise _Refused(f"it is nested deeper than {MAX_DEPTH}")
+    raise Refused(f"it is nested deeper than {MAX_DEPTH}")

@@ -13,8 +13,10 @@ from . import layers, raycast
 from .covers import Covers, hidden, paste, random_covers
 from .draws import branch, chance, integer, log_uniform
 from .photometric import add_photometrics
+from .random_worlds import random_world
 from .textures import TextureSource
 from .variety import USUAL, Variety
+from .world import ROOM, project, sees, surface_points
 
 SCENES = ("mixed", "raycast", "layers")
 # Clips from here on are never trained on: a generator keeps the low 32 bits of its seed, and in these every run of
@@ -166,19 +168,19 @@ class _Shot:
 
 def _raycast(shot: _Shot) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # video, tracks, visible, moving
     generator, times = shot.generator, shot.times
-    world = raycast.random_world(generator, times, shot.size, shot.variety)
+    world = random_world(generator, times, shot.size, shot.variety)
     materials = raycast.random_materials(generator, shot.source(), world)
-    light = raycast.random_light(generator, times, world.radii[raycast.ROOM])
+    light = raycast.random_light(generator, times, world.radii[ROOM])
 
     xy, frame, free = shot.candidates()
     view = world.frames(frame)
-    solid, unit, _ = raycast.surface_points(view, xy)
-    near = shot.near(frame, xy, solid, lambda positions: raycast.surface_points(view, positions)[0])
+    solid, unit, _ = surface_points(view, xy)
+    near = shot.near(frame, xy, solid, lambda positions: surface_points(view, positions)[0])
     solid, unit = solid.flatten(), unit.flatten(0, 1)
     chosen = shot.choose(world.is_moving[solid], near, free)
     solid, unit = solid[chosen], unit[chosen]
-    tracks, depth = raycast.project(world, solid, unit)
-    visible = raycast.sees(world, solid, tracks, depth)
+    tracks, depth = project(world, solid, unit)
+    visible = sees(world, solid, tracks, depth)
     return raycast.render(world, materials, light, shot.device), tracks, visible, world.is_moving[solid]
 
 
