@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chrono_features import ChronoBackbone
-from chrono_features.data.tapvid import PickledVideos
+from chrono_features.data.tapvid import TapVid
 from chrono_features.tracking import Tracks
 
 
@@ -44,11 +44,11 @@ def test_meta_tracks_are_refused(tmp_path):
 def test_a_key_too_long_for_a_name_names_the_file(tmp_path):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({1 << 20000: {}}))
     with pytest.raises(ValueError, match="a.pkl"):
-        list(PickledVideos("davis", str(tmp_path / "a.pkl"), None))
+        list(TapVid("davis", str(tmp_path / "a.pkl"), None))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 def test_pipes_among_shards_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "0.pkl")
     with pytest.raises(ValueError, match="0.pkl is no regular file"):
-        list(PickledVideos("davis", str(tmp_path), None, shards="*.pkl"))
+        list(TapVid("davis", str(tmp_path), None, shards="*.pkl"))

@@ -35,7 +35,7 @@ from chrono_features.cli.evaluation import open_all
 from chrono_features.data.clip import Dataset, Entry, LabelledVideo, Unusable
 from chrono_features.data.synthetic import Variety, load_textures, make_clip
 from chrono_features.data.synthetic.variety import NOTHING
-from chrono_features.data.synthetic_clips import FIRST_SEED, HeldOut, labelled
+from chrono_features.data.synthetic_clips import FIRST_SEED, SyntheticClips, labelled
 from chrono_features.evaluation.scores import FeatureCache, track_records
 from chrono_features.evaluation.trackers import Tracker, from_model
 from chrono_features.files import write_beside
@@ -114,7 +114,7 @@ def job(table: str, name: str, seed: int, steps: int | None, textures: Path, dat
         model = trained(table, name, seed, steps, textures, start, Path(scratch))
     if table == "time":
         return {"seed": seed, **score(model, Noisy(textures), TIME.grid)}
-    scores = {"seed": seed, **score(model, HeldOut(textures, SIZE, first=100), GRID)}
+    scores = {"seed": seed, **score(model, SyntheticClips(textures, SIZE, first=100), GRID)}
     for other in open_tracks(data):
         scores |= score(model, other, (32, 32), adapters=table != "scenes")
     return scores

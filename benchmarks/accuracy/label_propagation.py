@@ -17,7 +17,7 @@ import torch
 from rich.progress import track as progress
 
 from chrono_features import ChronoBackbone
-from chrono_features.data.clip import MaskedVideo
+from chrono_features.data.clip import MaskClip
 from chrono_features.data.readers import open_dataset
 from chrono_features.evaluation.baselines import ColourFeatures
 from chrono_features.evaluation.masks import propagation_metrics
@@ -36,7 +36,7 @@ def scores(index: int, masks: str, name: str, grid: int, device: str) -> Scores:
     """Of one video."""
     torch.set_num_threads(1)
     video = list(open_dataset("masks", masks))[index].load()
-    assert isinstance(video, MaskedVideo)
+    assert isinstance(video, MaskClip)
     frames = video.frames[None].to(device)
     model = ChronoBackbone.from_pretrained(name, grid=(grid, grid)).to(device)
     own = model(frames)

@@ -22,7 +22,7 @@ from rich.progress import track as progress
 
 from chrono_features import ChronoBackbone
 from chrono_features.data.clip import Dataset
-from chrono_features.data.synthetic_clips import HeldOut
+from chrono_features.data.synthetic_clips import SyntheticClips
 from chrono_features.evaluation.trackers import baseline, from_model
 from chrono_features.files import write_beside
 from chrono_features.training import train
@@ -65,9 +65,9 @@ def scores(seed: int, recipe: str, textures: Path, data: list[str], work: Path) 
         train(RECIPES[recipe], run, textures=textures, seed=seed, workers=workers, mixed_precision="bf16")
     model = ChronoBackbone.from_pretrained(run / "visibility").to("cuda" if torch.cuda.is_available() else "cpu")
     grid = model.config.grid
-    sets: list[tuple[Dataset, tuple[int, int]]] = [(HeldOut(textures), grid), (Noisy(textures), TIME.grid)]
+    sets: list[tuple[Dataset, tuple[int, int]]] = [(SyntheticClips(textures), grid), (Noisy(textures), TIME.grid)]
     if recipe == "short":  # at the 8 pixels a token that it was trained with
-        sets, grid = [(HeldOut(textures, SIZE), GRID)], CLIPS.grid
+        sets, grid = [(SyntheticClips(textures, SIZE), GRID)], CLIPS.grid
     found: Scores = {}
     for dataset, cells in [*sets, *((other, grid) for other in open_tracks(data))]:
         model.config = model.config.replace(grid=cells)

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from chrono_features.data import photo_warps as warps
 from chrono_features.data import synthetic_clips as heldout
 from chrono_features.data.clip import LabelledVideo, Unusable
-from chrono_features.data.photo_warps import FRAMES, PLANS, POINTS, Warps, homographies, project, render
+from chrono_features.data.photo_warps import FRAMES, PLANS, POINTS, PhotoWarps, homographies, project, render
 from chrono_features.data.synthetic import VALIDATION_SEED, load_textures, make_clip
-from chrono_features.data.synthetic_clips import HeldOut
+from chrono_features.data.synthetic_clips import SyntheticClips
 from chrono_features.training.batches import SyntheticBatches
 from chrono_features.training.recipes import RECIPES
 
@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def videos(folder) -> dict[str, LabelledVideo]:
-    return {entry.name: entry.load() for entry in Warps(folder, SIZE)}
+    return {entry.name: entry.load() for entry in PhotoWarps(folder, SIZE)}
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_small_pictures_do_not_alias():
 
 
 def test_entries(folder, videos):
-    data = Warps(folder, SIZE)
+    data = PhotoWarps(folder, SIZE)
     entries = list(data)
     assert data.kind == "warps"
     assert data.path == str(folder)
@@ -143,7 +143,7 @@ def test_entries(folder, videos):
 
 def test_a_name_is_a_clip(folder, videos):
     global_state = torch.get_rng_state()
-    for entry in reversed(list(Warps(folder, SIZE))):
+    for entry in reversed(list(PhotoWarps(folder, SIZE))):
         again, video = entry.load(), videos[entry.name]
         assert torch.equal(again.frames, video.frames)
         for name in ("xy", "occluded", "valid"):
@@ -296,7 +296,7 @@ def test_join_jumps_once(of_group):
 
 
 def test_folders_without_photographs(tmp_path):
-    for data in (Warps, HeldOut):
+    for data in (PhotoWarps, SyntheticClips):
         with pytest.raises(FileNotFoundError, match="path.*missing"):
             data(tmp_path / "missing")
         with pytest.raises(ValueError, match="path: no photographs.*jpg"):
@@ -309,7 +309,7 @@ def test_photographs_that_are_no_use(tmp_path):
     Image.fromarray(waves(192, 192)).save(tmp_path / "c.png")
     whole = (tmp_path / "c.png").read_bytes()
     (tmp_path / "d.png").write_bytes(whole[: len(whole) // 2])
-    entries = {entry.name: entry for entry in Warps(tmp_path, SIZE)}  # nothing is read yet
+    entries = {entry.name: entry for entry in PhotoWarps(tmp_path, SIZE)}  # nothing is read yet
     with pytest.raises(Unusable, match=r"a\.png has 400 x 191 pixels.*at least 192"):
         entries["warps/scale/a"].load()
     for broken in "bd":
@@ -321,7 +321,7 @@ def test_photographs_that_are_no_use(tmp_path):
 def test_names_stay_unique(tmp_path):
     for name in ("a.png", "a.jpg", "b.png"):
         Image.new("RGB", (200, 200)).save(tmp_path / name)
-    names = [entry.name for entry in Warps(tmp_path)]
+    names = [entry.name for entry in PhotoWarps(tmp_path)]
     assert len(set(names)) == 3 * len(PLANS)
     assert "gaps/join/a.jpg" in names
 
@@ -330,19 +330,25 @@ def test_large_photographs_are_made_smaller_and_sizes_default(tmp_path, monkeypa
     monkeypatch.setattr(warps, "LARGEST", 300)
     Image.fromarray(waves(320, 400)).save(tmp_path / "a.png")
     assert warps._read(tmp_path / "a.png").shape == (3, 300, 375)
-    assert Warps(tmp_path).size == Warps(tmp_path, None).size == (256, 256)
-    assert HeldOut().size == HeldOut("", None).size == (256, 256)
+    assert PhotoWarps(tmp_path).size == PhotoWarps(tmp_path, None).size == (256, 256)
+    assert SyntheticClips().size == SyntheticClips("", None).size == (256, 256)
 
 
 def test_fingerprints_tell_data_apart(folder, tmp_path):
     Image.fromarray(waves(200, 260)).save(tmp_path / "wide.png")
-    prints = [Warps(folder, SIZE), Warps(folder, SIZE), Warps(folder), Warps(tmp_path, SIZE)]
+    prints = [PhotoWarps(folder, SIZE), PhotoWarps(folder, SIZE), PhotoWarps(folder), PhotoWarps(tmp_path, SIZE)]
     first, again, *others = [data.fingerprint() for data in prints]
     assert first == again
     assert all(first != other for other in others)
     for i in range(4):
         Image.fromarray(waves(40, 40)).save(tmp_path / f"{i}.png")
-    prints = [HeldOut("", SIZE), HeldOut("", SIZE), HeldOut(), HeldOut(tmp_path, SIZE), HeldOut("", SIZE, first=24)]
+    prints = [
+        SyntheticClips("", SIZE),
+        SyntheticClips("", SIZE),
+        SyntheticClips(),
+        SyntheticClips(tmp_path, SIZE),
+        SyntheticClips("", SIZE, first=24),
+    ]
     first, again, *others = [data.fingerprint() for data in prints]
     assert first == again
     assert all(first != other for other in others)
@@ -352,7 +358,7 @@ def test_fingerprints_tell_data_apart(folder, tmp_path):
 
 
 def test_held_out_entries():
-    data = HeldOut("", SIZE)
+    data = SyntheticClips("", SIZE)
     entries = list(data)
     assert data.kind == "synthetic"
     assert data.total() == len(entries) == len({entry.name for entry in entries}) == 36
@@ -366,7 +372,7 @@ def test_held_out_entries():
 )
 def test_held_out_clips_are_the_generators(monkeypatch, index, group, scene):
     monkeypatch.setattr(heldout, "FRAMES", 6)
-    entry = list(HeldOut("", (32, 40), first=7))[index]
+    entry = list(SyntheticClips("", (32, 40), first=7))[index]
     video = entry.load()
     variety = {"variety": heldout.OCCLUDED} if group == "occluded" else {}
     clip = make_clip(heldout.FIRST_SEED + 7 + index, frames=6, size=(32, 40), points=128, scene=scene, **variety)
@@ -400,13 +406,13 @@ def test_held_out_textures(tmp_path, monkeypatch):
     for i in range(5):
         if i == 4:
             with pytest.raises(ValueError, match="4 photographs; expected at least 5"):
-                HeldOut(tmp_path)
+                SyntheticClips(tmp_path)
         Image.fromarray(waves(40, 40) // (i + 1)).save(tmp_path / f"{i}.png")
-    data = HeldOut(tmp_path, (24, 24))
+    data = SyntheticClips(tmp_path, (24, 24))
     kept = load_textures(tmp_path, "validation")
     clip = make_clip(heldout.FIRST_SEED, frames=2, size=(24, 24), points=128, scene="raycast", textures=kept)
     video = next(iter(data)).load()
     assert torch.equal(video.frames, (255 * clip.video).round().byte())
     (tmp_path / "4.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match=r"4\.png: not a readable image"):
-        next(iter(HeldOut(tmp_path))).load()
+        next(iter(SyntheticClips(tmp_path))).load()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from chrono_features.data import tapvid as pickled
-from chrono_features.data.clip import SIZE, LabelledVideo, MaskedVideo, Unusable
+from chrono_features.data.clip import SIZE, LabelledVideo, MaskClip, Unusable
 from chrono_features.data.readers import open_dataset
 from chrono_features.data.unpickling import load_arrays
 from chrono_features.extras import how_to_install
@@ -554,7 +554,7 @@ def test_masks(tmp_path: Path, level: str) -> None:
     camel, goat = dataset
     assert (camel.name, goat.name, goat.group) == ("camel", "goat", "masks")
     video = goat.load()
-    assert isinstance(video, MaskedVideo) and (video.name, video.group) == ("goat", "masks")
+    assert isinstance(video, MaskClip) and (video.name, video.group) == ("goat", "masks")
     for frame, file in zip(video.frames.numpy(), jpegs(pictures(0, 3)), strict=True):
         np.testing.assert_array_equal(frame.transpose(1, 2, 0), np.asarray(Image.open(io.BytesIO(file))))
     expected = (labels() == 2) + 2 * (labels() == 5)

@@ -51,8 +51,8 @@ class Clips:
 @pytest.fixture
 def clips(monkeypatch):
     made.clear()
-    monkeypatch.setattr(module, "HeldOut", Clips)
-    monkeypatch.setattr(module, "Warps", lambda path: Clips(path, seed=2))
+    monkeypatch.setattr(module, "SyntheticClips", Clips)
+    monkeypatch.setattr(module, "PhotoWarps", lambda path: Clips(path, seed=2))
 
 
 @pytest.fixture

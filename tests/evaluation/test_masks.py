@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from chrono_features.data.clip import MaskedVideo
+from chrono_features.data.clip import MaskClip
 from chrono_features.evaluation.masks import (
     _dilated,
     boundary_accuracy,
@@ -23,7 +23,7 @@ def box(top, bottom, left, right, size=(100, 100)):
 
 def masked_video(masks):
     masks = np.asarray(masks, np.int64)
-    return MaskedVideo("name", "group", torch.zeros(len(masks), 3, *masks.shape[1:], dtype=torch.uint8), masks)
+    return MaskClip("name", "group", torch.zeros(len(masks), 3, *masks.shape[1:], dtype=torch.uint8), masks)
 
 
 # --- J and F ----------------------------------------------------------------------------------------------------------

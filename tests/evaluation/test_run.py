@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from chrono_features import Tracks
-from chrono_features.data.clip import Entry, LabelledVideo, MaskedVideo, Unusable
+from chrono_features.data.clip import Entry, LabelledVideo, MaskClip, Unusable
 from chrono_features.evaluation.masks import mask_consistency, mask_queries, propagation_metrics
 from chrono_features.evaluation.metrics import bootstrap_interval
 from chrono_features.evaluation.protocol import MODES, THRESHOLDS
@@ -37,12 +37,12 @@ def labelled(name: str = "v", group: str = "g", seed: int = 0, size: tuple[int, 
     return LabelledVideo(name, group, frames, xy, occluded, valid)
 
 
-def masked(name: str = "m") -> MaskedVideo:
+def masked(name: str = "m") -> MaskClip:
     """A square and a bar that move to the right by a pixel a frame."""
     masks = np.zeros((4, 24, 32), np.int64)
     for t, mask in enumerate(masks):
         mask[4:12, 2 + t : 12 + t], mask[16:22, 4 + t : 26 + t] = 1, 2
-    return MaskedVideo(name, "masks", torch.from_numpy(masks * 100).byte()[:, None].repeat(1, 3, 1, 1), masks)
+    return MaskClip(name, "masks", torch.from_numpy(masks * 100).byte()[:, None].repeat(1, 3, 1, 1), masks)
 
 
 @dataclass

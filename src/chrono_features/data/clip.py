@@ -30,7 +30,7 @@ class LabelledVideo:
 
 
 @dataclass(frozen=True)
-class MaskedVideo:
+class MaskClip:
     """A video and the masks of its objects."""
 
     name: str
@@ -51,7 +51,7 @@ class Entry:
 
     name: str
     group: str
-    load: Callable[[], LabelledVideo | MaskedVideo]
+    load: Callable[[], LabelledVideo | MaskClip]
 
 
 class Dataset(Protocol):

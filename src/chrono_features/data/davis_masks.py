@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..video.images import frame_files, natural, not_hidden
-from .clip import Entry, MaskedVideo, Unusable
-from .frames import Size, as_rgb, decoded, extent, files_of, read_frames, stacked
+from .clip import Entry, MaskClip, Unusable
+from .reading import Size, as_rgb, decoded, extent, files_of, read_frames, stacked
 
 VOID = 255  # DAVIS-2017's mark for pixels that count as nothing
 
 
-class MaskFolder:
+class DavisMasks:
     """Videos with masks in DAVIS's layout, at their own size: JPEGImages/480p/NAME/*.jpg, Annotations/480p/NAME/*.png.
 
     The folder of the resolution may have another name, or be left out; where there are several, 480p is read. Values
@@ -53,7 +53,7 @@ class MaskFolder:
             [f for name in self._names for root in (self._images, self._masks) for f in files_of(root / name)]
         )
 
-    def _load(self, name: str) -> MaskedVideo:
+    def _load(self, name: str) -> MaskClip:
         paths = [self._masks / name / f"{image.stem}.png" for image in frame_files(self._images / name)]
         if missing := [path for path in paths if not path.is_file()]:
             raise Unusable(f"{len(missing)} of {len(paths)} frames have no mask; the first is {missing[0]}")
@@ -69,7 +69,7 @@ class MaskFolder:
             values.pop()
         objects = np.array(values)
         number = np.searchsorted(objects, stack).clip(max=len(objects) - 1)
-        return MaskedVideo(name, self.kind, frames, np.where(objects[number] == stack, number + 1, 0))
+        return MaskClip(name, self.kind, frames, np.where(objects[number] == stack, number + 1, 0))
 
 
 def _mask(path: Path) -> NDArray[np.integer[Any]]:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from ..extras import require
 from ..video.images import IMAGE_SUFFIXES, photographs_below
 from .clip import SIZE, Entry, LabelledVideo, Unusable
-from .frames import as_rgb, decoded
+from .reading import as_rgb, decoded
 from .synthetic.draws import chance, integer, log_uniform, uniform, uniforms
 from .synthetic.motion import wander
 
@@ -36,7 +36,7 @@ NOISE = 1.5 / 255  # standard deviation of what a sensor adds
 TIMES = torch.arange(FRAMES, dtype=torch.float64)
 
 
-class Warps:
+class PhotoWarps:
     """Six clips of every photograph below a folder, each hard in another way.
 
     - `warps/rotation`: turns by 90 to 180 degrees.

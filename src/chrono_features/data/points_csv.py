@@ -15,7 +15,7 @@ from ..extras import require
 from ..video.decoding import open_video, video_stream
 from ..video.images import frame_files
 from .clip import Entry, LabelledVideo
-from .frames import Size, extent, files_of, labelled, read_frames, stacked
+from .reading import Size, extent, files_of, labelled, read_frames, stacked
 
 
 class _Row(NamedTuple):
@@ -26,7 +26,7 @@ class _Row(NamedTuple):
     visible: bool
 
 
-class PointsTable:
+class PointsCsv:
     """Videos, or folders of images, beside a `points.csv` of video,track,t,x,y,visible and maybe group.
 
     Positions are in pixels of the video, its upper left corner is (0, 0); they may be left empty where `visible` is 0.

@@ -8,12 +8,12 @@ from functools import partial
 from typing import NamedTuple
 
 from .clip import SIZE, Dataset
-from .davis_masks import MaskFolder
-from .frames import Size
-from .photo_warps import Warps
-from .points_csv import PointsTable
-from .synthetic_clips import HeldOut
-from .tapvid import PickledVideos
+from .davis_masks import DavisMasks
+from .photo_warps import PhotoWarps
+from .points_csv import PointsCsv
+from .reading import Size
+from .synthetic_clips import SyntheticClips
+from .tapvid import TapVid
 
 
 class Kind(NamedTuple):
@@ -50,20 +50,20 @@ def _real_group(name: str) -> str:
 
 
 KINDS = {
-    "davis": Kind(partial(PickledVideos, "davis"), "TAP-Vid-DAVIS, one pickle"),
-    "rgb-stacking": Kind(partial(PickledVideos, "rgb-stacking", holds=(list,)), "TAP-Vid-RGB-Stacking, one pickle"),
+    "davis": Kind(partial(TapVid, "davis"), "TAP-Vid-DAVIS, one pickle"),
+    "rgb-stacking": Kind(partial(TapVid, "rgb-stacking", holds=(list,)), "TAP-Vid-RGB-Stacking, one pickle"),
     "kinetics": Kind(
         # Whoever follows TAP-Vid's script has points half a pixel to the upper left, and so some outside of the frame.
-        partial(PickledVideos, "kinetics", holds=(list, dict), shards="*_of_0010.pkl", slack=0.5),
+        partial(TapVid, "kinetics", holds=(list, dict), shards="*_of_0010.pkl", slack=0.5),
         "TAP-Vid-Kinetics, a folder of *_of_0010.pkl or one of them",
     ),
-    "robotap": Kind(partial(PickledVideos, "robotap", shards="*.pkl"), "RoboTAP, a folder of pickles or one of them"),
+    "robotap": Kind(partial(TapVid, "robotap", shards="*.pkl"), "RoboTAP, a folder of pickles or one of them"),
     "real_tracks": Kind(
-        partial(PickledVideos, "real_tracks", keys=("video", "points", "occluded", "valid"), group_of=_real_group),
+        partial(TapVid, "real_tracks", keys=("video", "points", "occluded", "valid"), group_of=_real_group),
         "real videos whose points are not known in every frame, one pickle",
     ),
-    "masks": Kind(MaskFolder, "masks in DAVIS's layout: JPEGImages/480p/NAME/*.jpg, Annotations/480p/NAME/*.png"),
-    "warps": Kind(Warps, "exact warps of the photographs below a folder"),
-    "synthetic": Kind(HeldOut, "held-out synthetic clips; a folder of photographs for textures, or no path"),
-    "csv": Kind(PointsTable, "a folder of videos beside points.csv: video,track,t,x,y,visible and maybe group"),
+    "masks": Kind(DavisMasks, "masks in DAVIS's layout: JPEGImages/480p/NAME/*.jpg, Annotations/480p/NAME/*.png"),
+    "warps": Kind(PhotoWarps, "exact warps of the photographs below a folder"),
+    "synthetic": Kind(SyntheticClips, "held-out synthetic clips; a folder of photographs for textures, or no path"),
+    "csv": Kind(PointsCsv, "a folder of videos beside points.csv: video,track,t,x,y,visible and maybe group"),
 }

@@ -23,7 +23,7 @@ GROUPS = ("raycast", "layers", "occluded")  # in turn
 OCCLUDED = Variety(covers=1.0, blackout=0.5)
 
 
-class HeldOut:
+class SyntheticClips:
     """Clips of the training generator, from seeds and photographs that it is never trained on.
 
     A third is ray-cast, a third layered, and in a third, of either kind, much is covered for a while.

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from ..video.images import natural, not_hidden
 from .clip import Entry, LabelledVideo
-from .frames import TOLERANCE, Size, as_rgb, decoded, extent, labelled, stacked
+from .reading import TOLERANCE, Size, as_rgb, decoded, extent, labelled, stacked
 from .unpickling import load_arrays
 
 
 @dataclass
-class PickledVideos:
+class TapVid:
     """Videos in TAP-Vid's layout, from one pickle or from several, of which one is in memory at a time.
 
     Attributes:

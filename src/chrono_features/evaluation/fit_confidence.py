@@ -15,8 +15,8 @@ from torch import Tensor
 from ..backbone import ChronoBackbone
 from ..confidence import NEAR, fit, track_signals
 from ..data.clip import Dataset, Entry, LabelledVideo, Unusable
-from ..data.photo_warps import Warps
-from ..data.synthetic_clips import HeldOut
+from ..data.photo_warps import PhotoWarps
+from ..data.synthetic_clips import SyntheticClips
 from ..refine import Refine
 from ..tracking import Tracks
 from .protocol import scored_frames
@@ -42,7 +42,7 @@ def fit_confidence(
         FileNotFoundError: There is no such folder.
         ValueError: No photographs are in it, or tracks are all good or all bad.
     """
-    data: list[Dataset] = [HeldOut(photographs, first=FIRST_CLIP, part=None), Warps(photographs)]
+    data: list[Dataset] = [SyntheticClips(photographs, first=FIRST_CLIP, part=None), PhotoWarps(photographs)]
     total = sum(d.total() or 0 for d in data)
     signals: dict[Refine, list[Tensor]] = {None: [], "photometric": []}
     good: dict[Refine, list[Tensor]] = {None: [], "photometric": []}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.clip import MaskedVideo
+from ..data.clip import MaskClip
 from ..extras import require
 from ..labels import propagate_labels
 from .protocol import ratio
@@ -54,7 +54,7 @@ def boundary_accuracy(
 
 def propagation_metrics(
     features: Tensor,  # (T, C, h, w)
-    video: MaskedVideo,
+    video: MaskClip,
     frames: Tensor | None = None,  # (T, 3, H, W)
     *,
     context: int = 7,
@@ -107,7 +107,7 @@ def propagation_metrics(
 
 
 def mask_queries(
-    video: MaskedVideo,
+    video: MaskClip,
     count: int = 100,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Sample points of the first frame's objects, each on the finest regular grid that fits its equal share of `count`.

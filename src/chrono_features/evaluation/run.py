@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..data.clip import SIZE, Dataset, Entry, MaskedVideo, Unusable
+from ..data.clip import SIZE, Dataset, Entry, MaskClip, Unusable
 from .protocol import MASK_MODE, MODES, THRESHOLDS
 from .scores import FeatureCache, mask_record, track_records
 from .store import Store
@@ -109,7 +109,7 @@ def _measure(
     cache = FeatureCache(video.frames, device)
     for tracker in trackers:
         if wanted := missing.get(tracker.name):
-            if isinstance(video, MaskedVideo):
+            if isinstance(video, MaskClip):
                 records = iter([mask_record(tracker, video, cache)])
             else:
                 records = track_records(tracker, video, wanted, cache)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..confidence import NEAR
-from ..data.clip import LabelledVideo, MaskedVideo
+from ..data.clip import LabelledVideo, MaskClip
 from ..tracking import Tracks
 from .masks import mask_consistency, mask_queries, propagation_metrics
 from .metrics import average_precision, balanced_accuracy, joint_extent, pck, reliability
@@ -46,7 +46,7 @@ class FeatureCache:
             self._of = tracker.features
         return (None, 0.0) if tracker.features is None else self._held
 
-    def propagation(self, tracker: Tracker, video: MaskedVideo) -> dict[str, float]:
+    def propagation(self, tracker: Tracker, video: MaskClip) -> dict[str, float]:
         """What label propagation with a tracker's features scores; nothing where it has none."""
         features, _ = self.features(tracker)
         if features is None:
@@ -93,7 +93,7 @@ def drawn_queries(video: LabelledVideo, mode: str) -> tuple[NDArray[np.float64],
 
 def mask_record(
     tracker: Tracker,
-    video: MaskedVideo,
+    video: MaskClip,
     cache: FeatureCache,
 ) -> Record:
     """The record of label propagation (with features) and of points that should stay in their masks."""
