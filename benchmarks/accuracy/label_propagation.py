@@ -71,7 +71,7 @@ def main() -> None:
         {"what": who, **{title: f"{statistics.fmean(v[who, title] for v in videos):.1f}" for title in SETTINGS}}
         for who in dict.fromkeys(who for who, _ in videos[0])
     ]
-    harness.report("labels", args.device, {f"J&F, {count} videos, {args.grid} x {args.grid} tokens": rows}, args.out)
+    harness.report("label_propagation", args.device, {f"J&F, {count} videos, {args.grid} x {args.grid} tokens": rows}, args.out)
 
 
 if __name__ == "__main__":

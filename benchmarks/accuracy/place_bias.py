@@ -69,7 +69,7 @@ def main() -> None:
     for name in done[0]:
         means = [statistics.fmean(column) for column in zip(*(one[name] for one in done), strict=True)]
         rows.append({"shift, px": name, **{str(s): f"{mean:.1f}" for s, mean in zip(SHIFTS, means, strict=True)}})
-    harness.report("shift", args.device, {f"{args.model}, {len(done)} photographs": rows}, args.out)
+    harness.report("place_bias", args.device, {f"{args.model}, {len(done)} photographs": rows}, args.out)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ class Rules:
     def _by_head(self, tracks: Tracks, least: float) -> Tensor:
         """As `track` has it: a refined point that fits its patch is visible, too."""
         seen = (1 - torch.sigmoid(tracks.logits)).prod(-1) >= least
-        return seen if tracks.correlation is None else seen | (tracks.correlation >= refine.SURE)
+        return seen if tracks.correlation is None else seen | (tracks.correlation >= refine.RefineOptions().sure_correlation)
 
 
 @contextlib.contextmanager
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--model", default="chrono-tiny")
     args = parser.parse_args()
     model = ChronoBackbone.from_pretrained(args.model).to(args.device)
-    harness.report("choices", args.device, measure(model, args.data), args.out)
+    harness.report("visibility_rules", args.device, measure(model, args.data), args.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Everything to run where there is a GPU: `python -m benchmarks.speed.gpu [--out FOLDER] [--part checks|benchmarks]`.
 
 First correctness: every path on the GPU against the CPU in float64 or against its plain twin. Then every benchmark, and
-which attention kernels won, as entries for the tables in `ops/spatial_attention.py` and `ops/temporal_attention.py`.
+where the kernel for temporal attention won, as an entry for the table in `ops/temporal_attention.py`; and PyTorch's
+attention kernels side by side.
 `--device cpu --small` tries the script itself.
 """
 
@@ -178,11 +179,6 @@ def spatial_backends(device: str, repeats: int) -> list[harness.Row]:
                 rows.append({"what": f"{heads} heads, {backend.name}", "note": str(error).splitlines()[0][:80]})
         measured = harness.side_by_side(runs, device, repeats)
         rows += [times.row(f"{heads} heads, {name}", 24) for name, times in measured.items()]
-        best = min(measured, key=lambda name: measured[name].median)
-        if measured[best].over(measured["PyTorch's choice"]) < WINS:
-            rows.append(
-                {"what": "enter in ops/spatial_attention.py", "note": f"MEASURED_BEST[capability] = [{best}, ...]"}
-            )
     return rows
 
 

@@ -1,6 +1,6 @@
 """How much of what chrono-tiny scores is luck: its recipe with several seeds.
 
-`python -m benchmarks.accuracy.seeds ...`.
+`python -m benchmarks.accuracy.recipe_seeds ...`.
 
 `--recipe short` is shortened so much that one seed takes three quarters of an hour on one CPU core, and held-out clips
 are scored at 128 x 128. The others are for a GPU: the recipe as it was `released`, what should be trained `next`, so
@@ -115,7 +115,7 @@ def main() -> None:
     with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         runs = list(progress(pool.map(one, range(args.seeds)), "seeds", total=args.seeds))
     ways = {way: [{"seed": seed, **run[way]} for seed, run in enumerate(runs)] for way in runs[0]}
-    name = "seeds" if args.recipe == "short" else f"seeds_{args.recipe}"
+    name = "recipe_seeds" if args.recipe == "short" else f"recipe_seeds_{args.recipe}"
     harness.report(name, args.device, {f"{args.recipe} recipe, {args.seeds} seeds": rows(ways)}, args.out)
 
 
