@@ -43,7 +43,7 @@ def scores(index: int, masks: str, name: str, grid: int, device: str) -> Scores:
     cells = (own.shape[-2], own.shape[-1])
     features = {
         "colour": ColourFeatures(grid=cells)(frames),
-        f"{name}, adapters off": model.vit_features(frames),
+        f"{name}, without adapters": model.vit_features(frames),
         name: own,
     }
     found = Scores()
@@ -71,7 +71,9 @@ def main() -> None:
         {"what": who, **{title: f"{statistics.fmean(v[who, title] for v in videos):.1f}" for title in SETTINGS}}
         for who in dict.fromkeys(who for who, _ in videos[0])
     ]
-    harness.report("label_propagation", args.device, {f"J&F, {count} videos, {args.grid} x {args.grid} tokens": rows}, args.out)
+    harness.report(
+        "label_propagation", args.device, {f"J&F, {count} videos, {args.grid} x {args.grid} tokens": rows}, args.out
+    )
 
 
 if __name__ == "__main__":

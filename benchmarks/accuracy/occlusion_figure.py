@@ -1,6 +1,6 @@
 """The README's picture: `python -m benchmarks.accuracy.occlusion_figure`, on the clip that comes with the package.
 
-One query's similarity map in several frames: adapters off above, on below. Each row circles what its features find;
+One query's similarity map in several frames: without adapters above, on below. Each row circles what its features find;
 both rows share one scale.
 """
 
@@ -44,7 +44,7 @@ def main() -> None:
     rows: dict[str, Tensor | None] = {"video": None}
     points = {"video": torch.full((len(frames), 2), torch.nan)}
     points["video"][0] = query[1:]
-    kinds = {"adapters off": model.vit_features, "adapters on": model}
+    kinds = {"without adapters": model.vit_features, "adapters on": model}
     for label, compute in kinds.items():
         features = compute(video[None])
         tracks = soft_argmax_track(

@@ -40,9 +40,9 @@ def pictures(folder: Path, count: int) -> Iterator[Tensor]:  # (3, SIDE, SIDE + 
 
 @torch.no_grad()
 def scores(model: ChronoBackbone, picture: Tensor) -> dict[str, list[float]]:
-    """<delta_avg in percent at each shift, with the adapters off and on."""
+    """<delta_avg in percent at each shift, with the without adapters and on."""
     found: dict[str, list[float]] = {}
-    for name, features in (("adapters off", model.vit_features), ("as it is", model)):
+    for name, features in (("without adapters", model.vit_features), ("as it is", model)):
         views = [features(picture[None, None, :, :, shift : shift + SIDE].to(model.device)) for shift in SHIFTS]
         for shift, view in zip(SHIFTS, views, strict=True):
             draw = torch.rand(POINTS, 2, generator=torch.Generator().manual_seed(0))

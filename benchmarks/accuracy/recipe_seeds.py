@@ -81,7 +81,7 @@ def scores(seed: int, recipe: str, textures: Path, data: list[str], work: Path) 
 def by_use(model: ChronoBackbone, data: Dataset) -> Scores:
     """Mean <delta_avg in percent for each group, and balanced accuracy where much is covered."""
     trackers = [
-        from_model("adapters off", model, adapters=False),
+        from_model("without adapters", model, adapters=False),
         from_model("soft-argmax", model),
         from_model("refined", model, refine="photometric"),
         baseline("lucas-kanade"),

@@ -92,7 +92,11 @@ class Rules:
     def _by_head(self, tracks: Tracks, least: float) -> Tensor:
         """As `track` has it: a refined point that fits its patch is visible, too."""
         seen = (1 - torch.sigmoid(tracks.logits)).prod(-1) >= least
-        return seen if tracks.correlation is None else seen | (tracks.correlation >= refine.RefineOptions().sure_correlation)
+        return (
+            seen
+            if tracks.correlation is None
+            else seen | (tracks.correlation >= refine.RefineOptions().sure_correlation)
+        )
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ def test_eval_measures_a_model_in_several_ways(tmp_path: Path, monkeypatch: pyte
     measure += ("--model", "chrono-tiny", "--without-adapters", "--refine", "--max-frames-in-memory", 4)
     run(*measure, "--size", "64x96", "--dtype", "bfloat16")
     chunks = {"max_frames_in_memory": 4}
-    names = ["chrono-tiny, adapters off", "chrono-tiny", "chrono-tiny, refined"]
+    names = ["chrono-tiny, without adapters", "chrono-tiny", "chrono-tiny, refined"]
     options = [chunks, chunks, {"refine": "photometric", **chunks}]
     assert asked == [(n, torch.bfloat16, o) for n, o in zip(names, options, strict=True)]
     results = json.loads(out.read_text())
@@ -114,7 +114,7 @@ def test_who_is_measured_and_how(model: ChronoBackbone, monkeypatch: pytest.Monk
     monkeypatch.setattr(command, "baseline", lambda name, grid, device: f"{name} {grid}")
     names = ["chrono-tiny", "dinov2-vits14"]
     found = command.open_trackers(names, ["patch"], grid=(3, 5), paper=True, without_adapters=True)
-    assert found == ["patch (3, 5)", *(f"{name}{how}" for name in names for how in (", adapters off", ""))]
+    assert found == ["patch (3, 5)", *(f"{name}{how}" for name in names for how in (", without adapters", ""))]
     assert loaded == [(name, {"grid": (3, 5)}) for name in names]
     assert all(options["paper"] for _, options in asked) and [o.get("adapters") for _, o in asked] == [False, None] * 2
 

@@ -193,7 +193,7 @@ def open_trackers(
     for name in models:
         model = ChronoBackbone.from_pretrained(name, **overrides).to(device, dtype).eval()
         if without_adapters:
-            found.append(from_model(f"{name}, adapters off", model, adapters=False, **settings))
+            found.append(from_model(f"{name}, without adapters", model, adapters=False, **settings))
         found.append(from_model(name, model, **settings))
         if confidence:
             found.append(from_model(f"{name}, confidence", model, confidence=True, **settings))
