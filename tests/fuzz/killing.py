@@ -65,11 +65,11 @@ def results() -> Any:
 
 
 def train() -> None:
-    from chrono_features.training import Recipe, Stage, stage_run
+    from chrono_features.training import Recipe, Stage, stage_run, validation
     from chrono_features.training import train as run
 
     stage_run.CHECKPOINT_EVERY = stage_run.VALIDATE_EVERY = 2
-    stage_run.VALIDATION_CLIPS = stage_run.LOG_EVERY = 1
+    validation.VALIDATION_CLIPS = stage_run.LOG_EVERY = 1
     config = ChronoConfig.from_dict({**TINY, "freeze_vit": False})
     sizes = {"frames": (2, 3), "gap": (1, 2), "size": (16, 16), "grid": (4, 4), "batch": 1, "tracks": 4}
     stages = [Stage(name=name, steps=3, learning_rate=1e-3, **sizes) for name in ("one", "two")]

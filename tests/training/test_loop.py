@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +19,14 @@ from tiny_training import CLIPS, CONFIG, RECIPE, STAGE, run
 from chrono_features import ChronoBackbone, grid_queries
 from chrono_features.data.synthetic import VALIDATION_SEED
 from chrono_features.extras import how_to_install
-from chrono_features.training import RECIPES, Recipe, Stage, loop, stage_run, train
+from chrono_features.training import RECIPES, Recipe, Stage, devices, stage_run, train, validation
 from chrono_features.training import batches as data
 from chrono_features.training.augment import augment_colour
 from chrono_features.training.batches import SyntheticBatches, draw_queries
+from chrono_features.training.fit_visibility import fit_visibility
 from chrono_features.training.losses import grid_cross_entropy, huber_loss, visibility_loss
 from chrono_features.training.stage_run import StageRun
 from chrono_features.training.trainee import Trainee
-from chrono_features.training.visibility import fit_visibility
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
 
@@ -194,7 +195,7 @@ def quick():
         patch.setattr(stage_run, "CHECKPOINT_EVERY", 3)
         patch.setattr(stage_run, "LOG_EVERY", 1)
         patch.setattr(stage_run, "VALIDATE_EVERY", 3)
-        patch.setattr(stage_run, "VALIDATION_CLIPS", 1)
+        patch.setattr(validation, "VALIDATION_CLIPS", 1)
         patch.setattr(data, "make_clip", functools.cache(data.make_clip))
         yield
     torch.set_flush_denormal(False)
@@ -269,20 +270,20 @@ def test_a_diverged_run_says_so(tmp_path, monkeypatch):
 
 def test_processors_are_shared_among_training_processes(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(18), raising=False)
-    assert loop._free_processors() == 16
+    assert devices.default_workers(torch.device("cuda")) == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert loop._free_processors() == 4
+    assert devices.default_workers(torch.device("cuda")) == 4
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
-    assert loop._free_processors() == 1
+    assert devices.default_workers(torch.device("cuda")) == 1
 
 
 def test_tf32_is_what_it_was_after_training():
     matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
-    with pytest.raises(KeyError), loop._tf32(True):
+    with pytest.raises(KeyError), devices.tf32(True):
         assert matmul.allow_tf32
         raise KeyError
     assert matmul.allow_tf32 == before
-    with loop._tf32(False):
+    with devices.tf32(False):
         assert matmul.allow_tf32 == before
 
 
@@ -368,6 +369,48 @@ def test_a_killed_run_resumes_to_the_same_weights_and_log(uninterrupted, tmp_pat
     assert same(run(tmp_path), uninterrupted[0])
     expected = (uninterrupted[1] / "log.jsonl").read_text()
     assert (tmp_path / "log.jsonl").read_text() == expected  # steps after the checkpoint are not logged twice
+
+
+def logged_for_tensorboard(out):
+    """Steps at which TensorBoard shows the total of the first stage."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    return [event.step for event in events.Scalars("pairs/total")]
+
+
+def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path, monkeypatch):
+    recipe = dataclasses.replace(RECIPE, stages=(STAGE,))
+    update = stage_run.AveragedWeights.update
+
+    def mortal(self, step):
+        update(self, step)
+        if step == 6:  # 4 and 5 are logged, the checkpoint is of 3
+            raise Killed
+
+    monkeypatch.setattr(stage_run.AveragedWeights, "update", mortal)
+    with pytest.raises(Killed):
+        run(tmp_path, recipe)
+    monkeypatch.setattr(stage_run.AveragedWeights, "update", update)
+    run(tmp_path, recipe)
+    assert logged_for_tensorboard(tmp_path) == list(range(1, 9))
+
+
+def test_a_resumed_log_drops_half_a_line_and_follows_no_link(uninterrupted, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(uninterrupted[1], out)
+    log = out / "log.jsonl"
+    whole = log.read_text()
+    log.write_text(whole + '{"stage": "clips", "st')
+    run(out)
+    assert log.read_text() == whole
+    other = tmp_path / "other"
+    other.write_text("precious\n")
+    log.unlink()
+    log.symlink_to(other)
+    with pytest.raises(FileExistsError, match=r"log\.jsonl is no regular file"):
+        run(out)
+    assert other.read_text() == "precious\n"
 
 
 def test_a_finished_run_does_not_train_again(uninterrupted, monkeypatch):
@@ -499,11 +542,11 @@ def test_two_processes_train_one_model(tmp_path):
     script.write_text(
         "import dataclasses, sys, torch\n"
         "from pathlib import Path\n"
-        "from chrono_features.training import stage_run, train\n"
+        "from chrono_features.training import stage_run, train, validation\n"
         "from chrono_features.training.trainee import Trainee\n"
         f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
         "from tiny_training import RECIPE\n"
-        "stage_run.VALIDATE_EVERY, stage_run.VALIDATION_CLIPS, stage_run.LOG_EVERY = 2, 6, 1\n"
+        "stage_run.VALIDATE_EVERY, validation.VALIDATION_CLIPS, stage_run.LOG_EVERY = 2, 6, 1\n"
         "forward, one = Trainee.forward, {'delta': torch.tensor(1.0)}\n"
         "Trainee.forward = lambda self, *a: {**forward(self, *a), **({} if self.training else one)}\n"
         "stages = tuple(dataclasses.replace(s, steps=3) for s in RECIPE.stages)\n"
@@ -531,6 +574,27 @@ def _one_thread():
 def test_a_negative_number_of_workers_is_refused(tmp_path):
     with pytest.raises(ValueError, match="workers=-1; expected an integer, 0 or more"):
         train(RECIPE, tmp_path / "run", workers=-1)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("seed", -1),
+        ("mixed_precision", "fp8"),
+        ("workers", 1.5),
+        ("resume", "yes"),
+        ("compile", None),
+        ("force", 1),
+        ("steps", True),
+        ("frames", 1),
+        ("size", 64),
+        ("grid", (8, 0)),
+    ],
+)
+def test_arguments_are_checked_before_any_work(tmp_path, name, value):
+    with pytest.raises(ValueError, match=rf"{name}={re.escape(repr(value))}; expected "):
+        train(RECIPE, tmp_path / "run", **{name: value})
     assert not (tmp_path / "run").exists()
 
 

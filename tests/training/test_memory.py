@@ -12,7 +12,7 @@ import dataclasses
 from tiny_training import CLIPS, CONFIG, RECIPE, STAGE, run
 
 from chrono_features import ChronoBackbone
-from chrono_features.training import RECIPES, loop, memory, stage_run, train
+from chrono_features.training import RECIPES, loop, memory, train, validation
 from chrono_features.training.memory import MemoryWarning, _container_limits, check_memory, device_memory, step_memory
 from chrono_features.training.trainee import Trainee
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module", autouse=True)
 def quick():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage_run, "VALIDATION_CLIPS", 1)
+        patch.setattr(validation, "VALIDATION_CLIPS", 1)
         yield
     torch.set_flush_denormal(False)
 

@@ -1,4 +1,4 @@
-"""The paper's losses, and the one that a network needs when it starts from nothing."""
+"""The training loss: the paper's losses, the one that a network needs when it starts from nothing, and their total."""
 
 from __future__ import annotations
 
@@ -7,9 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops.matching import bilinear_corners
+from .recipes import Stage
 
 HUBER_DELTA = 4.0  # pixels at 256 x 256
 FAR_PIXELS = 6.0  # likewise: a point further off than this is *far*
+
+
+def total_loss(losses: dict[str, Tensor], stage: Stage, progress: float) -> Tensor:
+    """The sum of these losses by the weights of a stage, `progress` (0 to 1) of the way through it."""
+    start, end = stage.cross_entropy
+    weights = {
+        "huber": stage.huber,
+        "visibility": stage.visibility,
+        "cross_entropy": start + progress * (end - start),
+    }
+    return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
 
 def huber_loss(

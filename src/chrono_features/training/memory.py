@@ -6,13 +6,13 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .batches import Batch
 from .recipes import Stage
+from .trainee import Trainee
 
 PROBE_FRAMES = 2
 OVERHEAD = 1.4  # peak of a step over what its graph keeps; on CPUs 1.3 to 1.4, measured for both recipes
@@ -26,7 +26,7 @@ class MemoryWarning(UserWarning):
     """A run that may not fit into memory."""
 
 
-def check_memory(trainee: Any, stages: Sequence[Stage], device: torch.device, processes: int, force: bool) -> None:
+def check_memory(trainee: Trainee, stages: Sequence[Stage], device: torch.device, processes: int, force: bool) -> None:
     """Estimates the memory of a run, and refuses one that would not fit.
 
     Args:
@@ -62,7 +62,7 @@ def check_memory(trainee: Any, stages: Sequence[Stage], device: torch.device, pr
     warnings.warn(told, MemoryWarning, stacklevel=3)
 
 
-def step_memory(trainee: Any, stage: Stage, device: torch.device) -> tuple[float, float]:
+def step_memory(trainee: Trainee, stage: Stage, device: torch.device) -> tuple[float, float]:
     """Bytes that a step takes whatever its clips, and those that grow with them, by a forward pass of a small clip."""
     kept: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in trainee.parameters()}

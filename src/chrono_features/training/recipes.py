@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..checks import check_integer, is_integer, refusal
 from ..config import ChronoConfig
 from ..data.synthetic import Variety
 
@@ -15,8 +16,8 @@ class Stage:
 
     Attributes:
         steps: Optimiser steps.
-        frames: Least and greatest number of frames a clip; each step draws one.
-        gap: Least and greatest time between frames: 2 doubles the speed of everything.
+        frames: Min and max number of frames a clip; each step draws one.
+        gap: Min and max time between frames: 2 doubles the speed of everything.
         size: (height, width) of the frames.
         grid: Token grid.
         batch: Clips a step and process.
@@ -24,8 +25,8 @@ class Stage:
         learning_rate: Peak of the one-cycle schedule.
         views: Queries a track, in different frames: with two of them, pairs are matched in both directions.
         adapters: Whether the temporal adapters are switched on.
-        frames_after: What the adapters' frames after are drawn from at every step, so that one model serves whole
-            clips, short delays and none; empty leaves the configuration's window.
+        frames_after: Numbers of future frames in the adapters' window, one of which is drawn at every step, so that
+            one model serves whole clips, short delays and none; empty leaves the configuration's window.
         scene: Kind of synthetic scene, see `make_clip`.
         variety: How varied the scenes are.
         warm_up: Share of the steps in which the learning rate rises.
@@ -83,29 +84,38 @@ class Recipe:
     config: ChronoConfig | None = None
     visibility: Stage | None = None
 
-    def override(self, **sizes: Any) -> Recipe:
-        """The same with other `steps`, `batch`, `frames`, `size`, `grid` or `tracks` in all stages; None leaves one.
+    def override(
+        self,
+        *,
+        steps: int | None = None,
+        batch: int | None = None,
+        frames: int | None = None,
+        size: tuple[int, int] | None = None,
+        grid: tuple[int, int] | None = None,
+        tracks: int | None = None,
+    ) -> Recipe:
+        """The same with other sizes in all stages; None leaves one, and `frames` is the length of all clips.
 
         Raises:
             ValueError: A number is out of range.
         """
-        changes = {name: value for name, value in sizes.items() if value is not None}
-        for name, value in changes.items():
-            _check_override(name, value)
-        if "frames" in changes:
-            changes["frames"] = (changes["frames"],) * 2
+        for name, value in (("steps", steps), ("batch", batch), ("tracks", tracks)):
+            if value is not None:
+                check_integer(name, value, 1)
+        if frames is not None and not is_integer(frames, 2):
+            raise refusal("frames", frames, "an integer, 2 or more")
+        for name, pair in (("size", size), ("grid", grid)):
+            if pair is not None and not _is_integer_pair(pair):
+                raise refusal(name, pair, "two positive integers (height, width)")
+        clip_length = None if frames is None else (frames, frames)
+        sizes = {"steps": steps, "batch": batch, "frames": clip_length, "size": size, "grid": grid, "tracks": tracks}
+        changes: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
         stages = tuple(replace(stage, **changes) for stage in self.stages)
         return replace(self, stages=stages, visibility=self.visibility and replace(self.visibility, **changes))
 
 
-def _check_override(name: str, value: Any) -> None:
-    """ValueError unless `size` and `grid` are two positive integers, `frames` is one from 2, the rest from 1."""
-    pair, least = name in ("size", "grid"), 2 if name == "frames" else 1
-    values = value if isinstance(value, tuple) else (value,)
-    whole = all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values)
-    if not whole or isinstance(value, tuple) != pair or len(values) != 1 + pair:
-        expected = "two positive integers (height, width)" if pair else f"an integer, {least} or more"
-        raise ValueError(f"{name}={value!r}; expected {expected}")
+def _is_integer_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(is_integer(v, 1) for v in value)
 
 
 TINY = Recipe(
@@ -179,7 +189,7 @@ TINY = Recipe(
     ),
 )
 
-# The paper's training, on synthetic clips in the place of Kubric's: new adapters on a frozen, pretrained ViT.
+# The paper's training, on synthetic clips instead of Kubric's: new adapters on a frozen, pretrained ViT.
 ADAPTERS = Recipe(
     name="adapters",
     stages=(

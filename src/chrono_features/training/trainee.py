@@ -1,4 +1,4 @@
-"""What is trained: a backbone, the temperature that it learns, and how the losses of a stage are weighted."""
+"""What is trained: a backbone and the temperature that it learns. One forward pass gives the losses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..evaluation.protocol import THRESHOLDS
 from ..ops.matching import bilinear_corners
 from ..tracking import soft_argmax_track
 from .batches import Batch
-from .losses import grid_cross_entropy, huber_loss, visibility_loss
+from .losses import grid_cross_entropy, huber_loss, total_loss, visibility_loss
 from .recipes import Stage
 
 
@@ -29,7 +29,7 @@ class Trainee(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(math.log(backbone.config.temperature)))
 
     def forward(self, batch: Batch, stage: Stage, progress: float = 1.0) -> dict[str, Tensor]:
-        """Returns the losses, `total` among them, and the share of visible points within each threshold, `delta`.
+        """Returns the losses, their weighted `total`, and `delta`: the share of visible points within 1 … 16 px.
 
         Args:
             batch: Clips with tracks.
@@ -39,7 +39,6 @@ class Trainee(nn.Module):
         model = self.backbone
         compute = model if stage.adapters else model.vit_features
         features = compute(batch.video, stage.grid)
-        height, width = stage.size
         temperature = self.log_temperature.exp()
         tracks = soft_argmax_track(
             features,
@@ -49,27 +48,30 @@ class Trainee(nn.Module):
             radius=model.config.radius,
             visibility_head=model.visibility_head,
         )
-        to_256 = features.new_tensor([256 / width, 256 / height], dtype=torch.float32)
-        xy, target = tracks.xy * to_256, batch.tracks * to_256
         assert tracks.logits is not None
+        height, width = stage.size
+        to_256 = features.new_tensor([256 / width, 256 / height], dtype=torch.float32)
+        xy = tracks.xy * to_256
+        target = batch.tracks * to_256
         losses = {
             "huber": huber_loss(xy, target, batch.visible),
             "visibility": visibility_loss(tracks.logits, xy, target, batch.visible, stage.balanced),
         }
-        weights = {"huber": stage.huber, "visibility": stage.visibility}
         time = torch.arange(features.shape[1], device=features.device)
         scored = batch.visible & (time != batch.queries[..., :1])  # the query frame teaches nothing
-        first, last = stage.cross_entropy
-        if first or last:
+        if any(stage.cross_entropy):
             similarity = _similarity(features, batch.queries, stage.size)
             rows, columns = features.shape[-2:]
             cells = batch.tracks * features.new_tensor([columns / width, rows / height], dtype=torch.float32)
             losses["cross_entropy"] = grid_cross_entropy(similarity, cells, scored, temperature)
-            weights["cross_entropy"] = first + progress * (last - first)
-        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         distance = (xy.detach() - target).norm(dim=-1)[scored]
-        delta = torch.stack([(distance < t).float().sum() for t in THRESHOLDS]).mean() / max(len(distance), 1)
-        return {**losses, "total": total, "delta": delta, "temperature": temperature.detach()}
+        within = torch.stack([(distance < threshold).float().sum() for threshold in THRESHOLDS])
+        return {
+            **losses,
+            "total": total_loss(losses, stage, progress),
+            "delta": within.mean() / max(len(distance), 1),
+            "temperature": temperature.detach(),
+        }
 
     def train_for(self, stage: Stage) -> None:
         """Lets the parameters of a stage train, and no others."""
@@ -84,7 +86,7 @@ class Trainee(nn.Module):
             block.compile()
 
     def look_ahead(self, frames: int | None) -> None:
-        """Sets how many frames after its own the adapters' attention sees; None takes the configuration's."""
+        """Sets how many future frames the adapters' attention sees; None takes the configuration's."""
         before, after = self.backbone.config.window
         for adapter in self.backbone.adapters.values():
             if isinstance(adapter.mixer, AttentionMixer):

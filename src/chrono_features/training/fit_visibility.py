@@ -1,4 +1,4 @@
-"""The weights of the visibility head: a logistic regression has one optimum, which gradient steps need not search."""
+"""Fits the visibility head by Newton's method: a logistic regression has one optimum, which needs no gradient steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .recipes import Stage
 
 @torch.no_grad()
 def fit_visibility(backbone: ChronoBackbone, batches: Iterable[Batch], stage: Stage) -> None:
-    """Sets the visibility head to the minimum of `visibility_loss`, not balanced, over some clips (Newton's method).
+    """Set the visibility head to the minimum of `visibility_loss`, not balanced, over some clips (Newton's method).
 
     Args:
         backbone: The model, in eval mode; only the head changes.
@@ -28,9 +28,11 @@ def fit_visibility(backbone: ChronoBackbone, batches: Iterable[Batch], stage: St
         ValueError: No point, or every point, is hidden, or off by more than 6 px at 256 x 256.
     """
     statistics: list[Tensor] = []
-    hidden, far = [], []
+    hidden: list[Tensor] = []
+    far: list[Tensor] = []
     hook = backbone.visibility_head.register_forward_pre_hook(lambda _, inputs: statistics.append(inputs[0]))
-    config, (height, width) = backbone.config, stage.size
+    config = backbone.config
+    height, width = stage.size
     for batch in batches:
         batch = batch.to(backbone.device)
         tracks = soft_argmax_track(
@@ -47,7 +49,9 @@ def fit_visibility(backbone: ChronoBackbone, batches: Iterable[Batch], stage: St
         hidden.append(~batch.visible[scored].cpu())
         far.append((off.square().sum(-1) > FAR_PIXELS**2)[scored].cpu())
     hook.remove()
-    inputs, is_hidden, is_far = torch.cat(statistics), torch.cat(hidden), torch.cat(far)
+    inputs = torch.cat(statistics)
+    is_hidden = torch.cat(hidden)
+    is_far = torch.cat(far)
     weights = torch.tensor([fit(inputs, is_hidden), fit(inputs[~is_hidden], is_far[~is_hidden])])
     head = backbone.visibility_head.linear
     head.bias.copy_(weights[:, 0])
