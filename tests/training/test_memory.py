@@ -209,8 +209,9 @@ def test_sizes_can_be_overridden():
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("steps", 0, "an integer, 1 or more"), ("batch", 0, "an integer, 1 or more"),
-        ("batch", 2.0, "an integer"), ("batch", True, "an integer"), ("tracks", -1, "an integer, 1 or more"),
+        ("steps", 0, "a positive integer"), ("batch", 0, "a positive integer"),
+        ("batch", 2.0, "a positive integer"), ("batch", True, "a positive integer"),
+        ("tracks", -1, "a positive integer"),
         ("frames", 1, "an integer, 2 or more"), ("frames", (8, 24), "an integer, 2 or more"),
         ("size", 64, "two positive integers"), ("size", (64, 0), "two positive"), ("grid", (8, 8, 8), "two positive"),
     ],
@@ -224,9 +225,9 @@ def test_sizes_out_of_range(tmp_path, name, value, expected):
 def test_a_line_per_step_where_there_is_no_terminal(tmp_path, capsys):
     head = dataclasses.replace(STAGE, name="visibility", batch=4)
     run(tmp_path, dataclasses.replace(RECIPE, visibility=head), steps=3)
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().err.splitlines()
     for name in ("pairs", "clips"):
         steps = [line for line in lines if line.startswith(f"{name} ")]
         assert [line.split()[1] for line in steps] == ["0/3", "1/3", "2/3", "3/3"]
-        assert all("total" in line and "delta" in line and line.endswith(" s") for line in steps[1:])
+        assert all("total" in line and "delta" in line and line.endswith(" left") for line in steps[1:])
     assert [line.split()[1] for line in lines if line.startswith("visibility ")] == ["1/3", "2/3", "3/3"]
