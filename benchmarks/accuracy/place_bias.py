@@ -17,7 +17,7 @@ from rich.progress import track as progress
 from torch import Tensor
 
 from chrono_features import ChronoBackbone, soft_argmax_track
-from chrono_features.data.photo_warps import photographs
+from chrono_features.data.reading import photographs
 from chrono_features.evaluation.protocol import THRESHOLDS
 
 from .. import harness

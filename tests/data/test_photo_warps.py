@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from chrono_features.data import photo_warps as warps
 from chrono_features.data import synthetic_clips as heldout
+from chrono_features.data.camera_motion import homographies, project
 from chrono_features.data.clip import LabelledVideo, Unusable
-from chrono_features.data.photo_warps import FRAMES, PLANS, POINTS, PhotoWarps, homographies, project, render
+from chrono_features.data.photo_warps import FRAMES, PLANS, POINTS, PhotoWarps, render
 from chrono_features.data.synthetic import VALIDATION_SEED, load_textures, make_clip
 from chrono_features.data.synthetic_clips import SyntheticClips
 from chrono_features.training.batches import SyntheticBatches

@@ -9,8 +9,8 @@ import pytest
 
 import chrono_features
 from chrono_features.data.clip import Unusable
-from chrono_features.data.photo_warps import photographs
 from chrono_features.data.readers import open_dataset
+from chrono_features.data.reading import photographs
 from chrono_features.data.synthetic import load_textures
 from chrono_features.video import frame_rate, iter_frames, read_video
 from chrono_features.video.images import FORMATS, IMAGE_SUFFIXES, OTHER_SUFFIXES, natural

@@ -21,9 +21,9 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from ..extras import require
-from ..video.images import IMAGE_SUFFIXES, photographs_below
+from .camera_motion import Camera, either_sign, homographies, hover, progress, project
 from .clip import SIZE, Entry, LabelledVideo, Unusable
-from .reading import as_rgb, decoded
+from .reading import as_rgb, decoded, names_and_bytes, photographs
 from .synthetic.draws import chance, integer, log_uniform, uniform, uniforms
 from .synthetic.motion import wander
 
@@ -87,38 +87,7 @@ class PhotoWarps:
         }
 
 
-def names_and_bytes(folder: str, files: list[Path]) -> str:
-    """A checksum of files' names and sizes; not of their content, for they may be many."""
-    about = [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files]
-    return f"{zlib.crc32(repr(about).encode()):08x}"
-
-
-def photographs(folder: str | os.PathLike[str]) -> list[Path]:
-    """The photographs below a folder, sorted.
-
-    Raises:
-        FileNotFoundError: It is no folder.
-        ValueError: It holds none.
-    """
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"path: {os.fspath(folder)} is no folder; expected one with photographs")
-    found = photographs_below(Path(folder))
-    if not found:
-        raise ValueError(f"path: no photographs below {os.fspath(folder)}; expected {', '.join(IMAGE_SUFFIXES)} files")
-    return found
-
-
 # --- what happens in a clip -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Camera:
-    """What a camera sees of a plane; 1 is the longer side of the frame."""
-
-    shift: Tensor  # [T, 2] the middle of its view
-    turn: Tensor  # [T] radians
-    zoom: Tensor  # [T] logarithm of the size of its view
-    tilt: Tensor  # [T, 2] by how much the plane recedes along x and y
 
 
 @dataclass(frozen=True)
@@ -133,20 +102,20 @@ class Plan:
 
 
 def _rotation(generator: Generator) -> Plan:
-    turn = _either_sign(generator, math.pi / 2, math.pi) * _progress(generator)
-    return Plan(replace(_hover(generator, TIMES, amount=0.4), turn=turn))
+    turn = either_sign(generator, math.pi / 2, math.pi) * progress(generator, TIMES)
+    return Plan(replace(hover(generator, TIMES, amount=0.4), turn=turn))
 
 
 def _scale(generator: Generator) -> Plan:
-    zoom = _either_sign(generator, math.log(2), math.log(3)) * _progress(generator)
-    return Plan(replace(_hover(generator, TIMES, amount=0.6), zoom=zoom))
+    zoom = either_sign(generator, math.log(2), math.log(3)) * progress(generator, TIMES)
+    return Plan(replace(hover(generator, TIMES, amount=0.6), zoom=zoom))
 
 
 def _homography(generator: Generator) -> Plan:
     angle, strength = uniform(generator, 0, 2 * math.pi), uniform(generator, 0.4, 0.5)
-    side_to_side = (strength * (1 - 2 * _progress(generator)))[:, None]
+    side_to_side = (strength * (1 - 2 * progress(generator, TIMES)))[:, None]
     tilt = side_to_side * torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)
-    return Plan(replace(_hover(generator, TIMES), tilt=tilt))
+    return Plan(replace(hover(generator, TIMES), tilt=tilt))
 
 
 def _exposure(generator: Generator) -> Plan:
@@ -160,7 +129,7 @@ def _exposure(generator: Generator) -> Plan:
         gamma[start:end] = log_uniform(generator, 0.7, 1.0) if bright else log_uniform(generator, 1.0, 1.5)
         start, bright = end, not bright
     drift = wander(generator, TIMES, 0.03, 0.2, 4).exp()
-    return Plan(_hover(generator, TIMES), gain=(gain * drift[:, :3]).float(), gamma=(gamma * drift[:, 3]).float())
+    return Plan(hover(generator, TIMES), gain=(gain * drift[:, :3]).float(), gamma=(gamma * drift[:, 3]).float())
 
 
 def _blackout(generator: Generator) -> Plan:
@@ -172,13 +141,13 @@ def _blackout(generator: Generator) -> Plan:
     if chance(generator, 0.5):
         start = end + integer(generator, 2, 4)
         black[start : start + integer(generator, 3, min(8, FRAMES - 2 - start))] = True
-    return Plan(_hover(generator, TIMES, amount=1.6), black=black, scored=scored)
+    return Plan(hover(generator, TIMES, amount=1.6), black=black, scored=scored)
 
 
 def _join(generator: Generator) -> Plan:
     """The camera travels only while frames are dropped; before and after, it hovers."""
     later = integer(generator, 12, 36)
-    camera = _hover(generator, torch.cat((TIMES[:1], later + TIMES[:-1])))
+    camera = hover(generator, torch.cat((TIMES[:1], later + TIMES[:-1])))
     arrived = (TIMES > 0).double()
     angle, distance = uniform(generator, 0, 2 * math.pi), uniform(generator, 0.3, 0.45)
     way = distance * torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)
@@ -186,8 +155,8 @@ def _join(generator: Generator) -> Plan:
         replace(
             camera,
             shift=camera.shift + arrived[:, None] * way,
-            turn=camera.turn + arrived * _either_sign(generator, 0.2, 0.8),
-            zoom=camera.zoom + arrived * _either_sign(generator, 0.1, 0.4),
+            turn=camera.turn + arrived * either_sign(generator, 0.2, 0.8),
+            zoom=camera.zoom + arrived * either_sign(generator, 0.1, 0.4),
         )
     )
 
@@ -200,80 +169,6 @@ PLANS: dict[str, Callable[[Generator], Plan]] = {
     "gaps/blackout": _blackout,
     "gaps/join": _join,
 }
-
-
-def _hover(generator: Generator, times: Tensor, amount: float = 1.0) -> Camera:
-    """A hand-held camera."""
-    return Camera(
-        shift=wander(generator, times, 0.03 * amount, 0.3 * amount, 2),
-        turn=wander(generator, times, 0.02 * amount, 0.3 * amount, 1)[:, 0],
-        zoom=wander(generator, times, 0.02 * amount, 0.2 * amount, 1)[:, 0],
-        tilt=wander(generator, times, 0.02 * amount, 0.2 * amount, 2),
-    )
-
-
-def _progress(generator: Generator) -> Tensor:  # [T]
-    """From 0 to 1, at a changing speed but never back."""
-    done = TIMES / TIMES[-1]
-    return done + uniform(generator, -0.8, 0.8) * (2 * math.pi * done).sin() / (2 * math.pi)
-
-
-def _either_sign(generator: Generator, low: float, high: float) -> float:
-    size = uniform(generator, low, high)
-    return size if chance(generator, 0.5) else -size
-
-
-# --- geometry -------------------------------------------------------------------------------------------------------
-
-
-def homographies(
-    generator: Generator, camera: Camera, photograph: tuple[int, int], size: tuple[int, int]
-) -> Tensor:  # [T, 3, 3] pixels of the photograph to pixels of the frame
-    """Puts the camera's path on a photograph, somewhere, as large as fits or up to a tenth smaller."""
-    height, width = size
-    longer = max(size)
-    to_plane = _from_frame(camera) @ torch.tensor(
-        [[1 / longer, 0, -width / 2 / longer], [0, 1 / longer, -height / 2 / longer], [0, 0, 1]], dtype=torch.float64
-    )
-    corners = torch.tensor([[0, 0], [width, 0], [0, height], [width, height]], dtype=torch.float64)
-    seen = project(to_plane, corners).flatten(0, 1)
-    low, high = seen.amin(0), seen.amax(0)
-    room = torch.tensor(photograph[::-1], dtype=torch.float64)
-    scale = (room / (high - low)).amin() * uniform(generator, 0.9, 1.0)
-    place = uniforms(generator, 0, 1, 2) * (room - scale * (high - low)) - scale * low
-    onto_photograph = torch.diag(torch.stack((scale, scale, torch.ones_like(scale))))
-    onto_photograph[:2, 2] = place
-    return torch.linalg.inv(onto_photograph @ to_plane)
-
-
-def _from_frame(camera: Camera) -> Tensor:  # [T, 3, 3]
-    """Homographies of the frame, its origin in its middle, to the plane."""
-    size, cos, sin = camera.zoom.exp(), camera.turn.cos(), camera.turn.sin()
-    turned = size[:, None, None] * torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2))
-    place, tilted = (torch.eye(3, dtype=torch.float64).repeat(FRAMES, 1, 1) for _ in range(2))
-    place[:, :2, :2] = turned
-    place[:, :2, 2] = camera.shift
-    tilted[:, 2, :2] = camera.tilt
-    return place @ tilted
-
-
-def project(homography: Tensor, points: Tensor) -> Tensor:  # [T, 3, 3], [N, 2] -> [N, T, 2]
-    """Where points are taken by every homography."""
-    homogeneous = torch.cat((points, torch.ones_like(points[:, :1])), dim=1)
-    x, y, w = (homography @ homogeneous.T).unbind(1)  # [T, N] each
-    return torch.stack((x / w, y / w), dim=-1).transpose(0, 1)
-
-
-def draw_tracks(
-    generator: Generator, homography: Tensor, black: Tensor, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:  # [N, T, 2] pixels, [N, T] bool visible
-    """Tracks of points that are uniform over the first frame."""
-    frame = torch.tensor(size[::-1], dtype=torch.float64)
-    start = frame * uniforms(generator, 0, 1, 8 * POINTS, 2)
-    xy = project(homography, project(torch.linalg.inv(homography[:1]), start)[:, 0])
-    visible = ((xy >= 0) & (xy < frame)).all(-1) & ~black
-    kept = visible.sum(1) >= 0.5 * (~black).sum()
-    return xy[kept][:POINTS], visible[kept][:POINTS]
 
 
 # --- picture --------------------------------------------------------------------------------------------------------
@@ -298,6 +193,18 @@ def make_video(name: str, group: str, path: Path, size: tuple[int, int]) -> Labe
         occluded=~visible.numpy(),
         valid=np.broadcast_to(plan.scored.numpy(), visible.shape).copy(),
     )
+
+
+def draw_tracks(
+    generator: Generator, homography: Tensor, black: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:  # [N, T, 2] pixels, [N, T] bool visible
+    """Tracks of points that are uniform over the first frame."""
+    frame = torch.tensor(size[::-1], dtype=torch.float64)
+    start = frame * uniforms(generator, 0, 1, 8 * POINTS, 2)
+    xy = project(homography, project(torch.linalg.inv(homography[:1]), start)[:, 0])
+    visible = ((xy >= 0) & (xy < frame)).all(-1) & ~black
+    kept = visible.sum(1) >= 0.5 * (~black).sum()
+    return xy[kept][:POINTS], visible[kept][:POINTS]
 
 
 def render(photograph: Tensor, homography: Tensor, size: tuple[int, int]) -> Tensor:  # [3, h, w] -> [T, 3, H, W]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..extras import require
-from ..video.images import not_hidden, open_image, to_rgb
+from ..video.images import IMAGE_SUFFIXES, not_hidden, open_image, photographs_below, to_rgb
 from ..video.reading import iter_frames
 from .clip import LabelledVideo, Unusable
 
@@ -101,3 +103,24 @@ def files_of(path: Path) -> list[Path]:
 def extent(files: Sequence[Path]) -> dict[str, int | str]:
     """A fingerprint of files that are not read for it."""
     return {"files": len(files), "bytes": sum(file.stat().st_size for file in files)}
+
+
+def names_and_bytes(folder: str, files: list[Path]) -> str:
+    """A checksum of files' names and sizes; not of their content, for they may be many."""
+    about = [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files]
+    return f"{zlib.crc32(repr(about).encode()):08x}"
+
+
+def photographs(folder: str | os.PathLike[str]) -> list[Path]:
+    """The photographs below a folder, sorted.
+
+    Raises:
+        FileNotFoundError: It is no folder.
+        ValueError: It holds none.
+    """
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"path: {os.fspath(folder)} is no folder; expected one with photographs")
+    found = photographs_below(Path(folder))
+    if not found:
+        raise ValueError(f"path: no photographs below {os.fspath(folder)}; expected {', '.join(IMAGE_SUFFIXES)} files")
+    return found

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from .clip import SIZE, Entry, LabelledVideo
-from .photo_warps import names_and_bytes, photographs
+from .reading import names_and_bytes, photographs
 from .synthetic import VALIDATION_SEED, Clip, Variety, load_textures, make_clip
 from .synthetic.textures import HELD_BACK
 from .synthetic.variety import USUAL
