@@ -278,7 +278,7 @@ def test_bad_sizes(tmp_path: Path, size: tuple) -> None:
 
 
 def test_unknown_kind(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="kind='davos'; expected one of davis, rgb-stacking"):
+    with pytest.raises(ValueError, match="kind='davos'; expected one of 'davis', 'rgb-stacking'"):
         open_dataset("davos", str(tmp_path))
 
 

@@ -195,14 +195,14 @@ def test_textures_given_are_used(scene):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"seed": -1}, "seed"),
-        ({"frames": 0}, "frames"),
-        ({"size": (4, 64)}, "size"),
+        ({"seed": -1}, "seed=-1; expected an integer from 0 to"),
+        ({"frames": 0}, "frames=0; expected a positive integer"),
+        ({"size": (4, 64)}, "size=.4, 64.; expected .height, width."),
         ({"size": 64}, "size"),
         ({"points": 0}, "points"),
         ({"scene": "kubric"}, "scene.*'kubric'.*raycast"),
         ({"frame_step": 0.0}, "frame_step"),
-        ({"anchor": 8}, "anchor.*received 8.*0 to 7"),
+        ({"anchor": 8}, "anchor=8; expected .*0 to 7"),
         ({"textures": torch.zeros(3, 64, 64)}, "textures"),
         ({"textures": torch.zeros(1, 3, 64, 64, dtype=torch.long)}, "textures"),
     ],

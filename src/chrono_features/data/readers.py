@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from ..checks import check_choice, is_integer, refusal
 from .clip import SIZE, Dataset
 from .davis_masks import DavisMasks
 from .photo_warps import PhotoWarps
@@ -35,10 +36,9 @@ def open_dataset(kind: str, path: str, size: Size | None = SIZE) -> Dataset:
         FileNotFoundError: There is no such file or folder.
         ValueError: Arguments or files are not as described.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}; expected one of {', '.join(KINDS)}")
-    if size is not None and not (len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
-        raise ValueError(f"size={size!r}; expected (height, width), whole numbers above 0, or None")
+    check_choice("kind", kind, tuple(KINDS))
+    if size is not None and not (len(size) == 2 and all(is_integer(side, 1) for side in size)):
+        raise refusal("size", size, "(height, width), two positive integers, or None")
     return KINDS[kind].open(os.fspath(path), size)
 
 

@@ -15,7 +15,7 @@ def log_uniform(generator: Generator, low: float, high: float) -> float:
 
 
 def integer(generator: Generator, low: int, high: int) -> int:
-    """A whole number in [low, high], both ends included."""
+    """An integer in [low, high], both ends included."""
     return int(torch.randint(low, high + 1, (), generator=generator))
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
+from ...checks import FLOATING, check_choice, check_integer, check_number, check_tensor, is_integer, refusal
 from . import layers, raycast
 from .covers import Covers, hidden, paste, random_covers
 from .draws import branch, chance, integer, log_uniform
@@ -22,6 +24,7 @@ SCENES = ("mixed", "raycast", "layers")
 # Clips from here on are never trained on: a generator keeps the low 32 bits of its seed, and in these every run of
 # training starts at a multiple of 2**26.
 VALIDATION_SEED = 2**32 - 2**20
+SMALLEST = 8  # pixels along a side
 EDGE = 0.025  # of the longer side: points nearer than this to an outline are near an edge
 
 
@@ -49,10 +52,10 @@ def make_clip(
     photometric: bool = True,
     variety: Variety = USUAL,
 ) -> Clip:
-    """Makes the clip that belongs to a seed; the same arguments give the same clip on every machine.
+    """Make the clip that belongs to a seed; the same arguments give the same clip on every machine.
 
     Args:
-        seed: Any whole number from 0.
+        seed: Any integer from 0.
         frames: Length T of the clip.
         size: Height and width in pixels.
         points: Number N of tracks, half of them on moving things where there are enough; see also `Variety.edges`.
@@ -88,33 +91,32 @@ def make_clip(
     return Clip(video.clamp(0, 1), tracks.float().to(device), visible.to(device), moving.to(device))
 
 
-def _check(seed, frames, size, points, scene, textures, frame_step, anchor) -> None:
-    def fail(name: str, received: object, expected: str) -> None:
-        raise ValueError(f"{name}: received {received!r}, expected {expected}")
-
-    def whole(value: object) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool)
-
-    if not whole(seed) or not 0 <= seed < 2**63:
-        fail("seed", seed, "a whole number from 0 to 2**63 - 1")
-    if not whole(frames) or frames < 1:
-        fail("frames", frames, "a whole number of at least 1")
-    if not isinstance(size, (tuple, list)) or len(size) != 2 or not all(whole(side) and side >= 8 for side in size):
-        fail("size", size, "(height, width), both whole numbers of at least 8")
-    if not whole(points) or points < 1:
-        fail("points", points, "a whole number of at least 1")
-    if scene not in SCENES:
-        fail("scene", scene, f"one of {', '.join(SCENES)}")
-    if frame_step is not None and not 0 < frame_step < float("inf"):
-        fail("frame_step", frame_step, "a positive number or None")
-    if anchor is not None and not (whole(anchor) and 0 <= anchor < frames):
-        fail("anchor", anchor, f"a frame from 0 to {frames - 1} or None")
+def _check(
+    seed: Any,
+    frames: Any,
+    size: Any,
+    points: Any,
+    scene: Any,
+    textures: Any,
+    frame_step: Any,
+    anchor: Any,
+) -> None:
+    check_integer("seed", seed, 0, 2**63 - 1)
+    check_integer("frames", frames, 1)
+    check_integer("points", points, 1)
+    check_choice("scene", scene, SCENES)
+    pair = isinstance(size, (tuple, list)) and len(size) == 2
+    if not (pair and all(is_integer(side, SMALLEST) for side in size)):
+        raise refusal("size", size, f"(height, width), two integers of at least {SMALLEST}")
+    if frame_step is not None:
+        check_number("frame_step", frame_step, "a finite number above 0, or None")
+    if anchor is not None and not is_integer(anchor, 0, frames - 1):
+        raise refusal("anchor", anchor, f"a frame from 0 to {frames - 1}, or None")
     if textures is not None:
-        shape = tuple(textures.shape) if isinstance(textures, Tensor) else type(textures).__name__
-        if not isinstance(textures, Tensor) or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or 0 in shape:
-            fail("textures", shape, "a tensor of shape (K, 3, S, S) or None")
-        if textures.dtype != torch.uint8 and not textures.is_floating_point():
-            fail("textures", textures.dtype, "uint8, or floating point in [0, 1]")
+        check_tensor("textures", textures, "(K, 3, S, S)", (torch.uint8, *FLOATING), "uint8 0 … 255 or floating 0 … 1")
+        shape = tuple(textures.shape)
+        if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or 0 in shape:
+            raise ValueError(f"textures of shape {shape}; expected (K, 3, S, S), none of them 0")
 
 
 @dataclass(frozen=True)
