@@ -213,7 +213,7 @@ def test_a_weight_that_is_named_twice(folder):
     text = (json.dumps(header)[:-1] + f", {json.dumps(name)}: {json.dumps(header[name])}}}").encode()
     file.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
     assert load_file(file).keys() == header.keys() - {"__metadata__"}  # safetensors itself takes the last
-    with pytest.raises(ValueError, match=r"m/model\.safetensors is not a whole safetensors file: a key comes twice"):
+    with pytest.raises(ValueError, match=r"m/model\.safetensors is a truncated .* file: a key comes twice"):
         load(folder)
 
 

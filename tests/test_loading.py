@@ -245,7 +245,7 @@ def test_memory_that_the_file_does_not_hold(checkpoint, tmp_path, name):
     made = b"\x80\x02}X\x0a\0\0\0state_dict}X\x07\0\0\0model.xc" + name + b"\nK\x08\x85Rss."
     in_archive(checkpoint, tmp_path / "made.ckpt", lambda data: made)
     assert "model.x" in torch.load(tmp_path / "made.ckpt", weights_only=True)["state_dict"]
-    with pytest.raises(ValueError, match=r"made\.ckpt is not a whole checkpoint: it wants \w+"):
+    with pytest.raises(ValueError, match=r"made\.ckpt is a truncated or corrupt checkpoint: it wants \w+"):
         ChronoBackbone.from_pretrained(tmp_path / "made.ckpt")
 
 
@@ -382,7 +382,7 @@ def test_truncated_safetensors(small_model, tmp_path, length):
     small_model().save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:length])
-    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is a truncated or corrupt safetensors file"):
         ChronoBackbone.from_pretrained(tmp_path)
 
 

@@ -1,5 +1,7 @@
+import math
 import os
 import re
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -145,8 +147,64 @@ def test_an_interrupted_save_keeps_the_old_file(tracks, tmp_path, monkeypatch):
 def test_pipes_and_folders_are_no_tracks(tmp_path):
     os.mkfifo(tmp_path / "pipe.npz")
     for path in (tmp_path / "pipe.npz", tmp_path):
-        with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is not a file; expected"):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is a (pipe|folder); expected what Tracks.save"):
             Tracks.load(path)
+
+
+def test_other_byte_orders_are_read(tracks, tmp_path):
+    tracks.save(tmp_path / "little.npz")
+    with np.load(tmp_path / "little.npz") as saved:
+        swapped = {name: a.astype(a.dtype.newbyteorder(">")) for name, a in saved.items()}
+    np.savez(tmp_path / "big.npz", **swapped)
+    little, big = (Tracks.load(tmp_path / f"{name}.npz") for name in ("little", "big"))
+    for name, value in vars(little).items():
+        assert value is None or (torch.equal(value, getattr(big, name)) and value.dtype == getattr(big, name).dtype)
+
+
+def test_files_that_inflate_beyond_measure(tmp_path):
+    """1.2 MB that become 1.2 GB."""
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, shape in (("xy", (1, 1, 100_000_000, 2)), ("similarity", (1, 1, 100_000_000))):
+            with archive.open(f"{name}.npy", "w") as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for _ in range(math.prod(shape) * 4 // 8_000_000):
+                    file.write(bytes(8_000_000))
+    with pytest.raises(
+        ValueError, match=r"bomb\.npz is a truncated or corrupt \.npz file: it inflates to 1200000\d+ bytes"
+    ):
+        Tracks.load(tmp_path / "bomb.npz")
+
+
+def test_headers_of_more_than_a_file_holds(tmp_path):
+    with zipfile.ZipFile(tmp_path / "header.npz", "w") as archive, archive.open("xy.npy", "w") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (1, 1, 10**12, 2)}
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(ValueError, match=r"header\.npz is a truncated or corrupt \.npz file"):
+        Tracks.load(tmp_path / "header.npz")
+
+
+def test_members_that_numpy_does_not_write(tracks, tmp_path):
+    tracks.save(tmp_path / "t.npz")
+    with (
+        zipfile.ZipFile(tmp_path / "t.npz") as whole,
+        zipfile.ZipFile(tmp_path / "l.npz", "w", zipfile.ZIP_LZMA) as lzma,
+    ):
+        for name in whole.namelist():
+            lzma.writestr(name, whole.read(name))
+    with pytest.raises(ValueError, match="it is not compressed as NumPy does"):
+        Tracks.load(tmp_path / "l.npz")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("index", "rows"),
+    [([0, 1], [0, 1]), ([[0, 1], [1, 0]], [[0, 1], [1, 0]]), ([], []), ([True, False], [0]), (np.array([1]), [1])],
+    ids=str,
+)
+def test_lists_index_as_tensors_do(tracks, index, rows):
+    expected = tracks.xy[torch.tensor(rows, dtype=torch.long)]
+    assert torch.equal(tracks[index].xy, expected)
 
 
 def test_files_that_hold_no_tracks(tracks, tmp_path):

@@ -11,6 +11,7 @@ from torch import Tensor
 from .checks import is_integer, refusal
 from .config import ChronoConfig, check_grid
 from .extras import MissingExtra, require
+from .files import check_regular
 from .weights import is_dense, load_plain
 
 # File ids on Google Drive, from the README of https://github.com/cvlab-kaist/Chrono
@@ -90,8 +91,7 @@ def _address(name: str) -> str:
 
 
 def _authors_state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
+    check_regular(path, "a Lightning checkpoint of the authors' code")
     checkpoint = load_plain(path)
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict):

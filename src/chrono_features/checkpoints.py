@@ -140,7 +140,7 @@ def _read(folder: Path) -> Checkpoint:
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged file raises anything
-        raise ValueError(f"{folder / WEIGHTS_FILE} is not a whole safetensors file: {error}") from error
+        raise ValueError(f"{folder / WEIGHTS_FILE} is a truncated or corrupt safetensors file: {error}") from error
     config = read_config(folder / CONFIG_FILE)
     if "config" in about:  # since version 0.5
         own = _parsed(about["config"], folder / WEIGHTS_FILE)

@@ -1,4 +1,4 @@
-"""Writing a file so that it is never half-written, lost to a second writer or left behind for good."""
+"""Files that are safe to read, and written so that none is half-written, lost to a second writer or left behind."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ try:
 except ImportError:  # Windows, where a file that is open cannot be removed either
     fcntl = None  # type: ignore[assignment]
 
+_KINDS = {
+    stat.S_ISDIR: "a folder",
+    stat.S_ISFIFO: "a pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
@@ -40,6 +47,25 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if fcntl is None:
             file.close()  # Windows renames no open file
         os.replace(file.name, target)
+
+
+def check_regular(path: str | os.PathLike[str], expected: str) -> None:
+    """Refuses to read what is no file with contents; reading a pipe would wait for ever.
+
+    Raises:
+        FileNotFoundError: There is nothing, or a link to nothing.
+        ValueError: It is a folder, a pipe, a socket, a device or an empty file.
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        what = "a link to nothing" if os.path.islink(path) else "no such file"
+        raise FileNotFoundError(f"{os.fspath(path)}: {what}; expected {expected}") from None
+    for test, what in _KINDS.items():
+        if test(found.st_mode):
+            raise ValueError(f"{os.fspath(path)} is {what}; expected {expected}")
+    if not found.st_size:
+        raise ValueError(f"{os.fspath(path)} is empty; expected {expected}")
 
 
 def regular_target(path: str | os.PathLike[str]) -> Path:

@@ -6,6 +6,7 @@ import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from .checks import (
     shown,
 )
 from .config import SoftArgmax
-from .files import write_beside
+from .files import check_regular, write_beside
 from .ops.matching import Match, match
 
 
@@ -182,6 +183,8 @@ def grid_queries(
     return torch.stack([torch.full_like(x, t), x, y], dim=-1).reshape(1, -1, 3)
 
 
+MIN_NPZ_LIMIT = 1 << 28  # bytes that any file of tracks may inflate to
+MAX_NPZ_RATIO = 100  # of a larger one's bytes to the file's
 INDICES = (int, np.integer, slice, list, np.ndarray, Tensor)
 
 
@@ -231,7 +234,8 @@ class Tracks:
             expected = f"at most {self.similarity.ndim} integers, slices, lists or tensors, no ellipsis or None"
             raise IndexError(f"index {shown(index)}; expected {expected}")
         try:
-            return self._map(lambda v: v[index])
+            tensors = tuple(_as_index(i) for i in used)
+            return self._map(lambda v: v[tensors])
         except (IndexError, TypeError, ValueError, RuntimeError) as error:
             raise IndexError(f"index {shown(index)}: {error}") from error
 
@@ -271,15 +275,15 @@ class Tracks:
         """
         path = check_path("path", path)
         known = {f.name for f in fields(cls)}
-        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-            raise ValueError(f"{path} is not a file; expected what Tracks.save wrote")
+        check_regular(path, "what Tracks.save wrote")
         try:
-            with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as data:
-                arrays = {name: torch.from_numpy(_whole(data[name])) for name in data.files}
-        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            _check_npz(path)
+            with np.load(path, allow_pickle=False) as data:
+                arrays = {name: torch.from_numpy(_native(data[name])) for name in data.files}
+        except (FileNotFoundError, PermissionError):
             raise
         except Exception as error:  # a damaged file raises anything
-            raise ValueError(f"{path} is not a whole .npz file: {error}") from error
+            raise ValueError(f"{path} is a truncated or corrupt .npz file: {error}") from error
         if not {"xy", "similarity"} <= arrays.keys() <= known:
             raise ValueError(f"{path} holds {sorted(arrays)}; expected arrays out of {sorted(known)}")
         try:
@@ -290,7 +294,27 @@ class Tracks:
             raise ValueError(f"{path}: {error}") from error
 
 
-def _whole(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _as_index(index: Any) -> Any:
+    """A list or array as a tensor: of lists, PyTorch takes some for tuples."""
+    if not isinstance(index, (list, np.ndarray)):
+        return index
+    return torch.as_tensor(index) if len(index) else torch.zeros(0, dtype=torch.long)
+
+
+def _check_npz(path: Path) -> None:
+    """ValueError where it would inflate to what no tracks of its size hold."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+        raise ValueError("it is not compressed as NumPy does")
+    size = sum(member.file_size for member in members)
+    limit = max(MIN_NPZ_LIMIT, MAX_NPZ_RATIO * path.stat().st_size)
+    if size > limit:
+        raise ValueError(f"it inflates to {size} bytes; expected at most {limit} of a file of this size")
+
+
+def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """An array in this machine's byte order; torch knows no other."""
     if array.dtype == bool and array.view(np.uint8).max(initial=0) > 1:
         raise ValueError("booleans other than 0 and 1")  # which are miscounted where they are taken for a mask
-    return array
+    return array.astype(array.dtype.newbyteorder("="), copy=False)

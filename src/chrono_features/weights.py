@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 MAX_NESTING = 100
+MAX_PASSED = 2  # characters to functions for each byte of the pickle; short names are memoised, and come often
 NESTING = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET", "REDUCE", "NEWOBJ"})  # what can be hashed
 # Constructors that PyTorch allows, of any size: their memory is not in the file, nor set to anything.
 ALLOCATING = re.compile(r"(__builtin__|builtins) bytearray|torch \w*Tensor|torch(\.storage)? UntypedStorage")
@@ -80,22 +81,25 @@ def load_plain(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("it is compressed, which torch.save never does")
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise ValueError("its parts are larger than the file, so they overlap")
         _check_pickle(torch._C.PyTorchFileReader(os.fspath(path)).get_record("data.pkl"))
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} is no checkpoint, or holds more than tensors and plain values: not loaded") from error
     except Exception as error:  # a damaged file raises anything
-        raise ValueError(f"{path} is not a whole checkpoint: {error}") from error
+        raise ValueError(f"{path} is a truncated or corrupt checkpoint: {error}") from error
 
 
 def _check_pickle(data: bytes) -> None:
     """ValueError where values are nested so deeply that hashing them, as a key, overflows the C stack.
 
-    Nor may the pickle make memory of its own.
+    Nor may the pickle make memory of its own, or call `_codecs.encode` again and again with one memoised text.
     """
-    stack: list[int] = []  # of depths in the place of values
+    stack: list[tuple[int, int]] = []  # in the place of values: depth, and characters of text
     marks: list[int] = []
-    memo: dict[int, int] = {}
+    memo: dict[int, tuple[int, int]] = {}
+    passed = 0  # characters, to functions
     argument: Any
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name == "GLOBAL" and ALLOCATING.fullmatch(argument):
@@ -112,10 +116,16 @@ def _check_pickle(data: bytes) -> None:
                 start = marks.pop() - taken.index(pickletools.markobject)
             else:
                 start = len(stack) - len(taken)
-            deepest = max(stack[start:], default=0) + (opcode.name in NESTING)
+            deepest = max((depth for depth, _ in stack[start:]), default=0) + (opcode.name in NESTING)
             if start < 0 or deepest > MAX_NESTING:
                 raise ValueError(f"it is damaged, or nested deeper than {MAX_NESTING}")
-            stack[start:] = [deepest] * len(opcode.stack_after)
+            text = sum(size for _, size in stack[start:]) + (len(argument) if isinstance(argument, str) else 0)
+            if opcode.name == "REDUCE":
+                passed += text
+                text = 0
+            if passed > MAX_PASSED * len(data):
+                raise ValueError("it passes more text to functions than it holds")
+            stack[start:] = [(deepest, text)] * len(opcode.stack_after)
 
 
 def _is_finite(value: Tensor) -> bool:

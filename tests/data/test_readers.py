@@ -506,7 +506,7 @@ def test_truncated(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / SHARD.format(0)
     small = item(tracks=1, frames=2, video=[b"a", b"b"], rate=np.float32(25))
     data = pickle.dumps([small], protocol)
-    for length in range(protocol, len(data), 5):
+    for length in range(max(protocol, 1), len(data), 5):
         path.write_bytes(data[:length])
         with pytest.raises(ValueError, match=r"0000_of_0010\.pkl: truncated"):
             load_arrays(path)
@@ -720,7 +720,7 @@ def test_bad_tables(images: Path) -> None:
     with pytest.raises(ValueError, match=r"points\.csv: not a table in UTF-8"):
         open_dataset("csv", str(images))
     (images / "points.csv").write_text("")
-    with pytest.raises(ValueError, match=r"points\.csv, line 1: no column video"):
+    with pytest.raises(ValueError, match=r"points\.csv is empty; expected a table of video, track"):
         open_dataset("csv", str(images))
     path = table(images, [("images", 0, 0, 1, 2, 1), ("images", 0, 3, 1, 2, 1)])
     (entry,) = open_dataset("csv", path)

@@ -1,12 +1,9 @@
-"""What a pickle may build: NumPy's arrays and scalars, their dtypes, and bytes.
-
-Arrays are read-only views of `bytes`, which nothing can free, resize or change. Every function checks its arguments,
-and counts the bytes that it copies.
-"""
+"""What a pickle of arrays may name: the globals of `GLOBALS`, as functions of our own that make arrays of bytes."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +12,22 @@ import numpy as np
 
 KINDS = "biufSU"  # of dtypes: booleans, numbers, bytes and text; no objects
 
-Grow = Callable[[int], None]  # counts bytes that are copied, and refuses more than the file holds
-
 
 class Refused(Exception):
     """The pickle wants what it may not have."""
+
+
+class Budget:
+    """What may be made of a pickle of `size` bytes: of a kind no more bytes than it has, as NumPy writes each once."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._spent: Counter[str] = Counter()
+
+    def spend(self, kind: str, count: int) -> None:
+        self._spent[kind] += count
+        if self._spent[kind] > self.size:
+            raise Refused(f"it unpacks to more {kind} than its {self.size} bytes")
 
 
 @dataclass
@@ -48,17 +56,28 @@ class UnbuiltArray:
     """An array between REDUCE and BUILD, and where the memo holds it."""
 
     memo: list[int] = field(default_factory=list)
+    is_built: bool = False
 
-    def build(self, grow: Grow, state: Any) -> np.ndarray[Any, Any]:
+    def build(self, budget: Budget, state: Any) -> np.ndarray[Any, Any]:
+        if self.is_built:
+            raise Refused("it sets the state of an array twice")
+        self.is_built = True
         _, shape, dtype, fortran, data = state
-        array = _array(data, dtype, shape, "F" if fortran else "C")
+        array = _array(budget, data, dtype, shape, "F" if fortran else "C")
         if not array.dtype.isnative:
-            grow(array.nbytes)
+            budget.spend("swapped bytes", array.nbytes)
             array = array.astype(array.dtype.newbyteorder("="))
         return array
 
 
-def _array(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np.ndarray[Any, Any]:
+def _array(
+    budget: Budget,
+    data: Any,
+    dtype: Any,
+    shape: Any,
+    order: Any,
+    axes: Any = None,
+) -> np.ndarray[Any, Any]:
     """What `numpy._core.numeric._frombuffer` makes, of `bytes` only."""
     if not isinstance(dtype, PickledDtype):
         raise ValueError("an array without a dtype")
@@ -69,38 +88,38 @@ def _array(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> n
         raise ValueError("an array whose shape is none")
     if order not in ("C", "F", "K"):
         raise ValueError("an array in no order")
+    budget.spend("arrays", len(data))
     array = np.frombuffer(data, of)
     if of.kind == "b" and array.view(np.uint8).max(initial=0) > 1:
         raise Refused("it holds booleans other than 0 and 1")  # which NumPy miscounts when it takes them for a mask
     return array.reshape(shape).transpose(axes) if order == "K" else array.reshape(shape, order=order)
 
 
-def _reconstruct(grow: Grow, *_: Any) -> UnbuiltArray:
+def _reconstruct(budget: Budget, *_: Any) -> UnbuiltArray:
     return UnbuiltArray()
 
 
-def _dtype(grow: Grow, code: Any, *_: Any) -> PickledDtype:
+def _dtype(budget: Budget, code: Any, *_: Any) -> PickledDtype:
     return PickledDtype(code)
 
 
-def _frombuffer(grow: Grow, *arguments: Any) -> np.ndarray[Any, Any]:
-    return _array(*arguments)
+def _frombuffer(budget: Budget, *arguments: Any) -> np.ndarray[Any, Any]:
+    return _array(budget, *arguments)
 
 
-def _scalar(grow: Grow, dtype: Any, data: Any) -> Any:
-    grow(len(data))
-    return _array(data, dtype, (), "C")[()]
+def _scalar(budget: Budget, dtype: Any, data: Any) -> Any:
+    return _array(budget, data, dtype, (), "C")[()]
 
 
-def _latin1(grow: Grow, text: Any, encoding: Any) -> bytes:
+def _latin1(budget: Budget, text: Any, encoding: Any) -> bytes:
     """`_codecs.encode` as protocols 0 to 2 use it, for bytes; the real one knows codecs that unpack archives."""
     if encoding != "latin1":
         raise Refused(f"it wants the codec {encoding!r}")
-    grow(len(text))
+    budget.spend("encoded text", len(text))
     return text.encode("latin1")
 
 
-def _no_bytes(grow: Grow) -> bytes:
+def _no_bytes(budget: Budget) -> bytes:
     return b""
 
 

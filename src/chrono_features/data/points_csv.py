@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..extras import require
+from ..files import check_regular
 from ..video.decoding import open_video, video_stream
 from ..video.images import frame_files
 from .clip import Entry, LabelledVideo
@@ -39,14 +40,15 @@ class PointsCsv:
     def __init__(self, path: str, size: Size | None) -> None:
         self.path, self.size = path, size
         self._table = Path(path, "points.csv")
-        if not self._table.is_file():
-            raise FileNotFoundError(f"{self._table}: no such file; expected a table of {', '.join(self.columns)}")
+        check_regular(self._table, f"a table of {', '.join(self.columns)}")
         self._groups: dict[str, str] = {}
         self._rows: dict[str, list[_Row]] = {}
         try:
             self._read()
-        except (csv.Error, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
             raise ValueError(f"{self._table}: not a table in UTF-8 ({error})") from error
+        except csv.Error as error:
+            raise ValueError(f"{self._table}: not a readable table ({error})") from error
         if not self._rows:
             raise ValueError(f"{self._table} holds no points; expected at least one")
 

@@ -78,11 +78,17 @@ def read_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
         raise Unusable(str(error)) from error
 
 
-def decoded(source: io.BytesIO | Path, what: str, *, every_bit: bool = False) -> Any:
+def decoded(
+    source: io.BytesIO | Path,
+    what: str,
+    *,
+    every_bit: bool = False,
+    max_pixels: int | None = None,
+) -> Any:
     """`images.open_image` for data sets; `what` names the image where it does not decode."""
     require("PIL.Image", "eval")
     try:
-        return open_image(source, what, every_bit=every_bit)
+        return open_image(source, what, every_bit=every_bit, max_pixels=max_pixels)
     except ValueError as error:
         raise Unusable(str(error)) from error
 

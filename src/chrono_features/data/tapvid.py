@@ -13,10 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import check_regular
 from ..video.images import natural, not_hidden
 from .clip import Entry, LabelledVideo
 from .reading import TOLERANCE, Size, as_rgb, decoded, extent, labelled, stacked
 from .unpickling import load_arrays
+
+MIN_LIMIT = 1 << 27  # bytes of a video's frames that any file may make
+MAX_RATIO = 200  # of a larger video's bytes to the stored ones: JPEG of flat frames comes near
 
 
 @dataclass
@@ -101,7 +105,7 @@ class TapVid:
         occluded = _array(where, item, "occluded", "biu", points.shape[:2])
         known = item if "valid" in item else {"valid": np.ones_like(occluded, bool)}
         valid = _array(where, known, "valid", "biu", points.shape[:2])
-        frames, native = stacked(_pictures(where, video), self.size)
+        frames, native = stacked(_pictures(where, video, self.size), self.size)
         tolerance = TOLERANCE + self.slack / np.array(native[::-1])
         return labelled(name, group, frames, points, occluded.astype(bool), valid.astype(bool), tolerance)
 
@@ -118,16 +122,43 @@ def _name(file: Path, key: str | int) -> str:
     return name
 
 
-def _pictures(where: str, video: Sequence[Any] | NDArray[Any]) -> Iterator[NDArray[np.uint8]]:
-    """Frames (H, W, 3) of a pickled video, decoded one by one."""
+def _pictures(
+    where: str,
+    video: Sequence[Any] | NDArray[Any],
+    size: Size | None,
+) -> Iterator[NDArray[np.uint8]]:
+    """Frames (H, W, 3) of a pickled video, decoded one by one.
+
+    Raises:
+        ValueError: A frame is none, or all of them, resized to `size`, are out of proportion to what the file holds.
+    """
+    stored = _stored_bytes(video)
+    limit = max(MIN_LIMIT, MAX_RATIO * stored)
+    total = 0
     for t, frame in enumerate(video):
         if isinstance(frame, bytes):
-            image = decoded(io.BytesIO(frame), f"frame {t}")
-            yield np.asarray(as_rgb(image, f"frame {t}"))
+            image = decoded(io.BytesIO(frame), f"frame {t}", max_pixels=limit // 3)
+            picture = np.asarray(as_rgb(image, f"frame {t}"))
         elif isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape[2:] == (3,) and frame.size:
-            yield frame
+            picture = frame
         else:
             raise ValueError(f"{where}: frame {t} is {_described(frame)}; expected JPEG bytes or uint8 (H, W, 3)")
+        height, width = size or picture.shape[:2]
+        total += 3 * height * width
+        if total > limit:
+            raise ValueError(
+                f"{where}: {len(video)} frames take more than {limit} bytes, of {stored} stored ones; "
+                f"expected at most {MAX_RATIO} times as many"
+            )
+        yield picture
+
+
+def _stored_bytes(video: Sequence[Any] | NDArray[Any]) -> int:
+    """The bytes that the file holds of a video. A pickle may list one frame many times, which is stored once."""
+    if isinstance(video, np.ndarray):
+        return video.nbytes
+    frames = {id(frame): frame for frame in video}.values()
+    return sum(f.nbytes if isinstance(f, np.ndarray) else len(f) for f in frames if isinstance(f, (bytes, np.ndarray)))
 
 
 def _array(where: str, item: dict[str, Any], key: str, kinds: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
@@ -151,12 +182,9 @@ def _described(value: Any) -> str:
 
 def _pickles(path: Path, shards: str) -> list[Path]:
     """The files of a data set, in order."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file; expected a pickle{shards and f' or a folder of {shards}'}")
-    if path.is_file():
+    if not path.is_dir() or not shards:
+        check_regular(path, f"a pickle{shards and f' or a folder of {shards}'}")
         return [path]
-    if not shards:
-        raise ValueError(f"{path} is a folder; expected the pickle in it")
     if not (files := sorted(not_hidden(path.glob(shards)), key=natural)):
         raise ValueError(f"{path}: no file is named {shards}; expected at least one")
     return files

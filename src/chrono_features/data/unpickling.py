@@ -9,8 +9,9 @@ and it is safe, because no opcode reaches an object that could do anything:
 - Arrays are read-only views of `bytes`, which nothing can free, resize or change. BUILD completes an array or a dtype
   of this pickle, each once, and accepts nothing else; APPEND(S) extend lists, SETITEM(S) fill dicts.
 - The keys of a dict are text or integers: hashing runs no code, and no deep recursion. A key comes once.
-- Memory is bounded by the size of the file: lengths and memo indices beyond it are refused, and functions that copy
-  what is memoised may not make more of it than the file holds.
+- Memory is bounded by the size of the file: lengths and memo indices beyond it are refused, and functions that encode,
+  view or copy what is memoised may not do so for more bytes than the file holds. What is memoised may stand in several
+  places, as one object: whoever copies values bounds the copies, as `tapvid` does for frames.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
 
-from .pickled_arrays import GLOBALS, PickledDtype, Refused, UnbuiltArray
+from ..files import check_regular
+from .pickled_arrays import GLOBALS, Budget, PickledDtype, Refused, UnbuiltArray
 
 MAX_DEPTH = 32  # of containers; TAP-Vid's files have 4
 
@@ -32,10 +34,9 @@ def load_arrays(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It asks for anything else, is truncated, or is no pickle.
+        ValueError: It asks for anything else, is truncated, or is no pickle or no regular file.
     """
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-        raise ValueError(f"{os.fspath(path)} is no regular file; expected a pickle")
+    check_regular(path, "a pickle")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         try:
@@ -87,7 +88,8 @@ class _Machine:
     """The stack, the marks and the memo of a pickle of `size` bytes."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.grown = size, 0
+        self.size = size
+        self.budget = Budget(size)
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []  # the stacks below each mark
         self.memo: dict[int, Any] = {}
@@ -98,12 +100,6 @@ class _Machine:
                 raise Refused(f"it uses the opcode {opcode.name}")
             OPCODES[opcode.name](self, argument)
         return self.stack.pop()
-
-    def grow(self, count: int) -> None:
-        """Counts bytes that are copied from what the file holds, which a real pickle does once for each."""
-        self.grown += count
-        if self.grown > self.size:
-            raise Refused("it unpacks to more than its size")
 
     def ignore(self, _: Any) -> None:
         pass
@@ -190,14 +186,14 @@ class _Machine:
         arguments, called = self.stack.pop(), self.stack.pop()
         if not isinstance(called, _Global) or called.call is None or type(arguments) is not tuple:
             raise Refused(f"it calls a {getattr(called, 'name', type(called).__name__)}")
-        self.stack.append(called.call(self.grow, *arguments))
+        self.stack.append(called.call(self.budget, *arguments))
 
     def build(self, _: Any) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, PickledDtype):
             target.build(state)
         elif isinstance(target, UnbuiltArray):
-            self.stack[-1] = target.build(self.grow, state)
+            self.stack[-1] = target.build(self.budget, state)
             self.memo |= dict.fromkeys(target.memo, self.stack[-1])
         else:
             raise Refused(f"it sets the state of a {type(target).__name__}")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..data.clip import LabelledVideo
 from ..extras import require
-from ..video.reading import write_video
+from ..video.reading import encode_video
 from ..viz import Canvas
 from .charts import percent
 from .records import Record
@@ -123,10 +122,9 @@ def _clip(video: LabelledVideo, one: WorstTrack) -> WorstClip:
     query, frames = int(track["query"][0]), len(video.frames)
     start = query if record["mode"] == "first" else 0  # nothing before it counts there
     step = math.ceil((frames - start) / MAX_FRAMES)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "clip.mp4"
-        write_video(file, draw_clip(video, track, range(start, frames, step)), FPS)
-        source = "data:video/mp4;base64," + base64.b64encode(file.read_bytes()).decode()
+    encoded = io.BytesIO()  # in no file, which a killed run would leave behind
+    encode_video(encoded, draw_clip(video, track, range(start, frames, step)), FPS)
+    source = "data:video/mp4;base64," + base64.b64encode(encoded.getvalue()).decode()
     facts = f"{record['data']}, mode {record['mode']}, track {track['track']}, query in frame {query}, "
     facts += f"<δavg {percent(_delta(one))}" + (f", one frame in {step}" if step > 1 else "")
     return WorstClip(record["video"], source, facts)

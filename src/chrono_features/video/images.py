@@ -82,19 +82,28 @@ def read_frame(path: Path) -> NDArray[np.uint8]:
     return np.array(to_rgb(image, str(path)))
 
 
-def open_image(source: Path | io.BytesIO, name: str, *, every_bit: bool = False) -> Any:
+def open_image(
+    source: Path | io.BytesIO,
+    name: str,
+    *,
+    every_bit: bool = False,
+    max_pixels: int | None = None,
+) -> Any:
     """A decoded image of Pillow's, as it is stored.
 
     Args:
         source: Where it is.
         name: What errors call it.
         every_bit: Refuse colours of 16 bits a channel, of which Pillow keeps the higher 8.
+        max_pixels: Refuse larger images before they are decoded; None leaves it at Pillow's limit.
 
     Raises:
         ValueError: It is damaged, larger than Pillow's limit, holds several images, or is of another format.
     """
     pil = require("PIL.Image", "video")
     with _named(name), pil.open(source, formats=list(FORMATS)) as image:
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            raise ValueError(f"it is {image.width} x {image.height}, more than {max_pixels} pixels")
         # In an MPO, as phones write it, the others are a preview or a depth map.
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             raise ValueError(f"it holds {image.n_frames} images, a frame is one")

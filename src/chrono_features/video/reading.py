@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import BinaryIO, Literal, get_args
 
 import numpy as np
 import torch
@@ -157,13 +157,24 @@ def write_video(
     path = Path(path)
     if path.suffix.lower() not in VIDEO_FORMATS:
         raise ValueError(f"path={str(path)!r}; expected a name that ends in {', '.join(VIDEO_FORMATS)}")
+    with write_beside(path) as file:
+        encode_video(file, frames, fps, VIDEO_FORMATS[path.suffix.lower()])
+
+
+def encode_video(
+    file: BinaryIO,
+    frames: Iterable[np.ndarray | Tensor],
+    fps: float,
+    container_format: str = "mp4",
+) -> None:
+    """`write_video` into an open file."""
     if not (isinstance(fps, (int, float)) and math.isfinite(fps) and fps > 0):
         raise ValueError(f"fps={fps!r}; expected a number above 0")
     av = require("av", "video")
     if "libx264" not in av.codecs_available:
         raise MissingExtra(f"this PyAV was built without libx264; expected a wheel of {how_to_install('video')}")
     arrays = map(_to_array, itertools.count(), frames)
-    with write_beside(path) as file, av.open(file, "w", format=VIDEO_FORMATS[path.suffix.lower()]) as container:
+    with av.open(file, "w", format=container_format) as container:
         first = next(arrays, None)
         if first is None:
             raise ValueError("frames holds no frame; expected at least one")
