@@ -134,7 +134,6 @@ def _pictures(
     """
     stored = _stored_bytes(video)
     limit = max(MIN_LIMIT, MAX_RATIO * stored)
-    total = 0
     for t, frame in enumerate(video):
         if isinstance(frame, bytes):
             image = decoded(io.BytesIO(frame), f"frame {t}", max_pixels=limit // 3)
@@ -144,8 +143,7 @@ def _pictures(
         else:
             raise ValueError(f"{where}: frame {t} is {_described(frame)}; expected JPEG bytes or uint8 (H, W, 3)")
         height, width = size or picture.shape[:2]
-        total += 3 * height * width
-        if total > limit:
+        if 3 * height * width * len(video) > limit:  # `stacked` lets no later frame be larger
             raise ValueError(
                 f"{where}: {len(video)} frames take more than {limit} bytes, of {stored} stored ones; "
                 f"expected at most {MAX_RATIO} times as many"
