@@ -71,7 +71,7 @@ def test_no_video_training_evaluation_or_command_line_code_is_loaded(report):
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 SOURCE = Path(chrono_features.__file__).parent
-IMPORTED_AS = {"pillow": "PIL", "opencv-python-headless": "cv2"}  # others as they are called
+IMPORTED_AS = {"pillow": "PIL", "opencv-python-headless": "cv2", "scikit-learn": "sklearn"}  # others as they are called
 WITH_TORCH = {"triton"}  # where PyTorch is built for GPUs
 ROOMS_OF_EXTRAS = {"cli": "cli"}  # folders whose modules run with an extra only
 
