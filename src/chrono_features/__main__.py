@@ -8,7 +8,7 @@ from .extras import MissingExtra, require
 
 
 def main() -> None:
-    """Runs the command line, or says what it needs."""
+    """Run the command line, or say what it needs."""
     try:
         for module in ("typer", "rich.progress"):
             require(module, "cli")

@@ -15,7 +15,7 @@ class MissingExtra(ImportError):
 
 
 def require(module: str, extra: str) -> Any:
-    """Imports a module of an optional dependency, when it is needed.
+    """Import a module of an optional dependency when it is needed.
 
     Args:
         module: Name of the module, as in `import module`.
