@@ -1,4 +1,4 @@
-"""Trains LocoTrack on its own ResNet or on Chrono features, on the same clips for as many steps, and compares them.
+"""Train LocoTrack on its own ResNet or on Chrono features, on the same clips for as many steps, and compare them.
 
     git clone https://github.com/cvlab-kaist/locotrack
     pip install '.[train,eval]'     # in a clone of the chrono-features repository
@@ -7,7 +7,7 @@
     python examples/locotrack.py evaluate runs/own runs/chrono --checkout locotrack --data davis=tapvid_davis.pkl
 
 The defaults are the size of LocoTrack's paper: for GPUs, `accelerate launch examples/locotrack.py train ...`. A run
-that was stopped goes on when the same command is called again.
+that was stopped resumes when the same command is called again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 import typer
 from accelerate import Accelerator
-from rich.progress import Progress, TimeElapsedColumn
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
@@ -36,6 +35,7 @@ from chrono_features.data.synthetic import load_textures
 from chrono_features.evaluation.run import evaluate as measure
 from chrono_features.evaluation.trackers import from_tracker, weights_hash
 from chrono_features.files import write_beside
+from chrono_features.progress import progress
 from chrono_features.refiners import swap_backbone, trainable_report, tyx_from_txy
 from chrono_features.training import Stage
 from chrono_features.training.batches import Batch, SyntheticBatches, loader
@@ -51,7 +51,7 @@ Checkout = Annotated[Path, typer.Option(help="A clone of LocoTrack's repository.
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run depends on; kept in its folder, and the same for a checkpoint to be gone on from."""
+    """What a run depends on; kept in its folder, and the same for a run to resume from its checkpoint."""
 
     features: str
     model_size: str
@@ -70,7 +70,8 @@ class Trainee(nn.Module):
 
     def __init__(self, tracker: nn.Module, size: int) -> None:
         super().__init__()
-        self.tracker, self.size = tracker, size
+        self.tracker = tracker
+        self.size = size
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """TAPIR's loss (Doersch et al. 2023), summed over the first estimate and all refinements of it."""
@@ -79,7 +80,8 @@ class Trainee(nn.Module):
         estimates = list(zip(*(out[name] for name in each), strict=True))
         estimates.append((out["tracks"], out["occlusion"], out["expected_dist"]))
         to_256 = 256 / self.size
-        target, losses = batch.tracks * to_256, {}
+        target = batch.tracks * to_256
+        losses: dict[str, Tensor] = {}
         for xy, occluded, far in estimates:
             logits, xy = torch.stack([occluded, far], dim=-1), xy * to_256
             losses["huber"] = losses.get("huber", 0) + huber_loss(xy, target, batch.visible)
@@ -156,7 +158,7 @@ def train(
     seed: int = 0,
     workers: Annotated[int, typer.Option(help="Processes that make clips.")] = 1,
 ) -> None:
-    """Trains, with a log and a checkpoint; goes on where it was stopped."""
+    """Train, with a log and a checkpoint; resumes where it was stopped."""
     photographs = None if textures is None else str(textures)
     setting = Setting(features, model_size, size, frames, points, batch, steps, learning_rate, seed, photographs)
     checkpoint = out / "checkpoint.pt"
@@ -175,17 +177,13 @@ def train(
     optimizer = torch.optim.AdamW(trained, learning_rate, weight_decay=1e-3, betas=(0.9, 0.95))
     warm_up = min(max(0.003, 20 / steps), 0.3)  # LocoTrack's, but for short runs
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=warm_up)
-    first = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        tracker.load_state_dict(state["tracker"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        first = state["step"]
+    parts = {"tracker": tracker, "optimizer": optimizer, "schedule": schedule}
+    first = load(checkpoint, parts) if checkpoint.exists() else 0
     trainee, optimizer = accelerator.prepare(Trainee(tracker, size), optimizer)
     rows = loader(Subset(data, range(first, steps)), workers, accelerator.device.type)
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), disable=not accelerator.is_main_process) as bar:
-        task = bar.add_task(features, total=steps, completed=first)
+    is_main = accelerator.is_main_process
+    with progress(features, enabled=is_main) as update:
+        update(first, steps)
         for step, clips in enumerate(rows, start=first + 1):
             losses = trainee(clips.to(accelerator.device))
             accelerator.backward(losses["total"])
@@ -193,8 +191,8 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-            bar.advance(task)
-            if not accelerator.is_main_process:
+            update(step, steps)
+            if not is_main:
                 continue
             if step % LOG_EVERY == 0:
                 values = {name: round(float(value.detach()), 4) for name, value in losses.items()}
@@ -206,15 +204,23 @@ def train(
                     torch.save({"step": step, "tracker": tracker.state_dict(), **states}, file)
 
 
+def load(checkpoint: Path, parts: dict[str, Any]) -> int:
+    """Load the states of a run's parts; returns the number of steps that were done."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return int(state["step"])
+
+
 @app.command()
 def evaluate(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     checkout: Checkout,
     data: Annotated[list[str], typer.Option(help="KIND=PATH, as of chrono-features eval; several times.")],
-    out: Annotated[Path, typer.Option(help="Results, JSON; a run that was stopped goes on.")] = Path("locotrack.json"),
+    out: Annotated[Path, typer.Option(help="Results, JSON; a run that was stopped resumes.")] = Path("locotrack.json"),
     size: Annotated[int | None, typer.Option(help="Side of the frames.  [default: as trained]")] = None,
 ) -> None:
-    """Measures the trackers of runs, *first* at 256 x 256, and prints tables by group."""
+    """Measure the trackers of runs, *first* at 256 x 256, and print tables by group."""
     device = Accelerator().device
     trackers = []
     for run in runs:
@@ -224,9 +230,10 @@ def evaluate(
         tracker.load_state_dict(state["tracker"])
         about = {**asdict(setting), "trained_steps": state["step"], "weights": weights_hash(tracker)}
         trackers.append(from_tracker(run.name, as_tracker(tracker, size or setting.size), **about, evaluated_at=size))
-    with Progress() as bar:
-        task = bar.add_task("evaluating", total=None)
-        results = measure(trackers, open_all(data), out, device=device, on_video=lambda *_: bar.advance(task))
+    with progress("evaluating") as update:
+        results = measure(
+            trackers, open_all(data), out, device=device, on_video=lambda _, done, total: update(done, total)
+        )
     print_tables(results)
 
 
