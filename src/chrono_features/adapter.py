@@ -155,7 +155,7 @@ class AttentionMixer(nn.Module):
 
 
 class ConvMixer(nn.Module):
-    """A convolution over time, and over `spatial` x `spatial` positions, in the place of the attention."""
+    """A convolution over time, and over `spatial` x `spatial` positions, instead of the attention."""
 
     def __init__(self, channels: int, window: tuple[int, int], spatial: int) -> None:
         super().__init__()

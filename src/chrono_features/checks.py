@@ -59,9 +59,9 @@ def is_number(value: Any) -> bool:
     return known and -LARGEST <= value <= LARGEST
 
 
-def is_integer(value: Any, least: int, most: float = math.inf) -> bool:
+def is_integer(value: Any, minimum: int, maximum: float = math.inf) -> bool:
     known = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    return known and least <= value <= most
+    return known and minimum <= value <= maximum
 
 
 def check_number(name: str, value: Any, expected: str = "a finite number above 0") -> float:
@@ -78,11 +78,11 @@ def check_probability(name: str, value: Any) -> float:
     return float(value)
 
 
-def check_integer(name: str, value: Any, least: int = 0, most: int | None = None, unit: str = "") -> int:
-    """`value` as an int; ValueError unless it is an integer from `least` to `most`."""
-    if not is_integer(value, least, math.inf if most is None else most):
-        kind = "a positive integer" if least == 1 else "an integer"
-        span = f" from {least} to {most}" if most is not None else ", 0 or more" if least == 0 else ""
+def check_integer(name: str, value: Any, minimum: int = 0, maximum: int | None = None, unit: str = "") -> int:
+    """`value` as an int; ValueError unless it is an integer from `minimum` to `maximum`."""
+    if not is_integer(value, minimum, math.inf if maximum is None else maximum):
+        kind = "a positive integer" if minimum == 1 else "an integer"
+        span = f" from {minimum} to {maximum}" if maximum is not None else ", 0 or more" if minimum == 0 else ""
         raise refusal(name, value, f"{kind}{unit}{span}")
     return int(value)
 

@@ -156,8 +156,12 @@ class ChronoConfig:
             raise refusal("vit_kwargs", self.vit_kwargs, f"plain JSON values ({error})") from error
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)
-        for name, most in (("adapter_channels", WIDEST), ("adapter_heads", WIDEST), ("adapter_stride", LONGEST_STRIDE)):
-            check_integer(name, getattr(self, name), 1, most)
+        for name, maximum in (
+            ("adapter_channels", WIDEST),
+            ("adapter_heads", WIDEST),
+            ("adapter_stride", LONGEST_STRIDE),
+        ):
+            check_integer(name, getattr(self, name), 1, maximum)
         for name in ("mean", "std"):
             if not _are_numbers(getattr(self, name), 3):
                 raise refusal(name, getattr(self, name), "three numbers")
@@ -292,7 +296,7 @@ def check_grid(grid: Any) -> tuple[int, int]:
 
 
 def _plain(value: Any) -> Any:
-    """Python's own numbers in the place of NumPy's, and tuples for lists, which is what JSON makes of them."""
+    """Python's own numbers instead of NumPy's, and tuples for lists, which is what JSON makes of them."""
     if isinstance(value, (list, tuple)):
         return tuple(map(_plain, value))
     return value.item() if isinstance(value, np.generic) else value
@@ -314,5 +318,5 @@ def _are_numbers(value: Any, count: int) -> bool:
     return isinstance(value, tuple) and len(value) == count and all(map(is_number, value))
 
 
-def _is_int_pair(value: Any, least: int, most: int) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(is_integer(v, least, most) for v in value)
+def _is_int_pair(value: Any, minimum: int, maximum: int) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(is_integer(v, minimum, maximum) for v in value)

@@ -22,7 +22,7 @@ LOCK_TIMEOUT = 600.0  # seconds; a model is written in a few
 def write_folder(path: str | os.PathLike[str], names: Sequence[str]) -> Iterator[Path]:
     """A folder for new files, which are renamed into the folder `path` in this order once all are written.
 
-    Whatever else is in `path` stays, and so does `path` itself; it is made where there is none. Links in the place of
+    Whatever else is in `path` stays, and so does `path` itself; it is made where there is none. Links instead of
     files are replaced, not followed. Meanwhile no other process writes there. One that is killed between two renames
     leaves the other files in `STAGING`.
 

@@ -122,7 +122,7 @@ class _Search(NamedTuple):
 
 
 class _Frame(NamedTuple):
-    cells: Tensor  # (..., h, w, C) of unit length
+    cells: Tensor  # (..., h, w, C) L2-normalised
     labels: Tensor  # (..., h, w, K)
 
 

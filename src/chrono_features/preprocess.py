@@ -39,6 +39,6 @@ def cell_colours(
     video: Tensor,  # (B, T, 3, H, W)
     grid: tuple[int, int],
 ) -> Tensor:
-    """Raw colours as features, (B, T, 4, h, w): the colour of each cell, and 1, at unit length."""
+    """Raw colours as features, (B, T, 4, h, w): the colour of each cell, and 1, L2-normalised."""
     cells = prepare_frames(video.flatten(0, 1), PIXELS, (1, 1), grid, torch.float32)
     return F.normalize(F.pad(cells, (0, 0, 0, 0, 0, 1), value=1.0), dim=1).unflatten(0, video.shape[:2])

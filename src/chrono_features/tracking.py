@@ -175,7 +175,7 @@ def grid_queries(
     if not whole or pair[0] * pair[1] > LARGEST_WHOLE:
         raise refusal("size", size, f"a positive integer or two (rows, columns), for {LARGEST_WHOLE} points at most")
     rows, columns = pair
-    t = check_integer("t", t, most=LARGEST_WHOLE)
+    t = check_integer("t", t, maximum=LARGEST_WHOLE)
     height, width = check_image_size(image_size)
     ys = (torch.arange(rows) + 0.5) * (height / rows)
     xs = (torch.arange(columns) + 0.5) * (width / columns)

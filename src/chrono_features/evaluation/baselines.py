@@ -105,7 +105,7 @@ class PatchFeatures(nn.Module):
 
 
 class ColourFeatures(nn.Module):
-    """Raw colours as features: the mean colour of each cell, and 1, at unit length."""
+    """Raw colours as features: the mean colour of each cell, and 1, L2-normalised."""
 
     radius, temperature = 3.0, 20.0
 
@@ -170,7 +170,7 @@ class TimmFeatures(nn.Module):
         self,
         video: Tensor,  # (B, T, 3, H, W)
     ) -> Tensor:
-        """Features (B, T, C, h, w) of unit length."""
+        """Features (B, T, C, h, w) L2-normalised."""
         chunks = video.flatten(0, 1).split(FRAMES_TOGETHER)
         return torch.cat([self._frames(chunk) for chunk in chunks]).unflatten(0, video.shape[:2])
 

@@ -32,7 +32,7 @@ class Match(NamedTuple):
 def match(
     features: Tensor,  # (B, T, C, h, w)
     query_features: Tensor | None,  # (B, N, C)
-    query_frames: Tensor | None,  # (B, N) whole numbers
+    query_frames: Tensor | None,  # (B, N) integers
     query_cells: Tensor | None,  # (B, N, 2) (x, y) in cells
     soft_argmax: SoftArgmax,
     correlation_dtype: torch.dtype = torch.float32,

@@ -1,4 +1,4 @@
-"""LocoTrack (PyTorch): features at strides 8, 4 and 2 with 256, 128 and 64 channels, of unit length."""
+"""LocoTrack (PyTorch): features at strides 8, 4 and 2 with 256, 128 and 64 channels, L2-normalised."""
 
 from __future__ import annotations
 

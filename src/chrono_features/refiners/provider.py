@@ -20,7 +20,7 @@ class FeatureProvider(nn.Module):
     """A backbone and a head for each level of features: 1 x 1 convolutions, to the channels that a tracker expects.
 
     The whole clip passes the backbone at once, so that frames see each other. Heads take features whose channels are
-    about 1, not of unit length, and so they return them unless `normalised`. The backbone's visibility head, which
+    about 1, not L2-normalised, and so they return them unless `normalised`. The backbone's visibility head, which
     features do without, is frozen: DistributedDataParallel asks for a gradient of all that trains.
 
     Args:
@@ -28,7 +28,7 @@ class FeatureProvider(nn.Module):
         stride: Pixels between the features of the finest level.
         channels: Of a level, or of each of them, finest first.
         layout: "BCHW", (B * T, C, h, w), as networks for single images have it; "BTCHW" or "BTHWC".
-        normalised: Whether features have unit length along the channels.
+        normalised: Whether features are L2-normalised along the channels.
         levels: How many; each has twice the stride of the one before.
 
     Raises:
@@ -48,10 +48,10 @@ class FeatureProvider(nn.Module):
         if not isinstance(chrono, ChronoBackbone):
             raise ValueError(f"chrono of type {type(chrono).__name__}; expected a ChronoBackbone")
         if stride < 1 or levels < 1:
-            raise ValueError(f"stride={stride!r}, levels={levels!r}; expected positive whole numbers")
+            raise ValueError(f"stride={stride!r}, levels={levels!r}; expected positive integers")
         widths = [channels] * levels if isinstance(channels, int) else list(channels)
         if len(widths) != levels or any(width < 1 for width in widths):
-            raise ValueError(f"channels={channels!r}; expected a positive whole number, or {levels} of them")
+            raise ValueError(f"channels={channels!r}; expected a positive integer, or {levels} of them")
         if layout not in LAYOUTS:
             raise ValueError(f"layout={layout!r}; expected one of {', '.join(LAYOUTS)}")
         chrono.visibility_head.requires_grad_(False)
@@ -88,7 +88,7 @@ class FeatureProvider(nn.Module):
         for head, stride in zip(self.heads, self.strides, strict=True):
             size = height // stride, width // stride
             maps = pyramid[self._source(stride)].flatten(0, 1)
-            maps = maps * maps.shape[1] ** 0.5  # of unit length so far; trackers' own features are about 1 a channel
+            maps = maps * maps.shape[1] ** 0.5  # L2-normalised so far; trackers' own features are about 1 a channel
             maps = head(_resized(maps, size)).unflatten(0, video.shape[:2])
             levels.append(_laid_out(l2_normalise(maps) if self.normalised else maps, self.layout))
         return levels if len(levels) > 1 else levels[0]

@@ -129,7 +129,7 @@ class TrackerFeatures(nn.Module):
     def forward(
         self,
         video: Tensor,  # (B, T, 3, H, W) uint8 0 … 255 or floating 0 … 1
-    ) -> Tensor:  # (B, T, C, h, w), of unit length along C
+    ) -> Tensor:  # (B, T, C, h, w), L2-normalised along C
         check_video(video)
         video = video / 255 if video.dtype == torch.uint8 else video
         return l2_normalise(self.module.own_features(self.tracker, video.movedim(2, -1) * 2 - 1).movedim(-1, 2))
@@ -142,7 +142,7 @@ def features_from(tracker: nn.Module) -> TrackerFeatures:
         tracker: As in `swap_backbone`, not swapped.
 
     Returns:
-        A module from videos (B, T, 3, H, W) to features (B, T, C, h, w) of unit length, at stride 8 (LocoTrack, TAPIR)
+        A module from videos (B, T, 3, H, W) to features (B, T, C, h, w) L2-normalised, at stride 8 (LocoTrack, TAPIR)
         or 4 (CoTracker), for `soft_argmax_track`.
 
     Raises:

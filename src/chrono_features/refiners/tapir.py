@@ -1,4 +1,4 @@
-"""TAPIR and BootsTAPIR (PyTorch): features at strides 8 and 4 with 256 and 128 channels, of unit length."""
+"""TAPIR and BootsTAPIR (PyTorch): features at strides 8 and 4 with 256 and 128 channels, L2-normalised."""
 
 from __future__ import annotations
 
