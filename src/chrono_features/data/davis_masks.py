@@ -23,7 +23,7 @@ class DavisMasks:
     The folder of the resolution may have another name, or be left out; where there are several, 480p is read. Values
     of a video's masks, in order, become the objects 1, 2, ... A value of 255 beside others is DAVIS-2017's void and
     becomes background, as its own evaluation does; on its own it is the one object, as in DAVIS-2016. Masks may be of
-    16 bits, where 255 is an object as any.
+    16 bits, where 255 is an object as any; each mask of a video goes by its own type.
     """
 
     kind = "masks"
@@ -64,9 +64,10 @@ class DavisMasks:
         values = sorted({value for mask in masks for value in np.unique(mask).tolist()} - {0})
         if not values:
             raise Unusable("no mask shows an object; expected at least one")
+        if len(values) > 1:
+            masks = [_without_void(mask) for mask in masks]
+            values = sorted({value for mask in masks for value in np.unique(mask).tolist()} - {0})
         stack = np.stack(masks)
-        if len(values) > 1 and values[-1] == VOID and stack.dtype == np.uint8:
-            values.pop()
         objects = np.array(values)
         number = np.searchsorted(objects, stack).clip(max=len(objects) - 1)
         return MaskClip(name, self.kind, frames, np.where(objects[number] == stack, number + 1, 0))
@@ -81,6 +82,11 @@ def _mask(path: Path) -> NDArray[np.integer[Any]]:
     if (channels != channels[..., :1]).any():
         raise Unusable(f"{path} is in colour ({image.mode}); expected a palette, or grey")
     return channels[..., 0]
+
+
+def _without_void(mask: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    """An 8-bit mask with void as background; a wider one as it is."""
+    return np.where(mask == VOID, 0, mask) if mask.dtype == np.uint8 else mask
 
 
 def _sequences(folder: Path) -> Path:
