@@ -244,6 +244,16 @@ def test_images_that_are_not_read_are_named(tmp_path: Path, suffix: str) -> None
         read_video(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "suffix", [".npy", ".svg", ".bw", ".jfi", ".rgb", ".eps", ".hif", ".mpo", ".fits", ".dcm", ".xpm"]
+)
+def test_no_image_is_dropped(tmp_path: Path, suffix: str) -> None:
+    save_numbered(tmp_path, ["0.png", "2.png"])
+    (tmp_path / f"1{suffix}").write_bytes(b"image")
+    with pytest.raises(ValueError, match=rf"1\{suffix}: images of this format are not read"):
+        read_video(tmp_path)
+
+
 def test_the_rate_of_a_folder(tmp_path: Path) -> None:
     save_numbered(tmp_path, ["0.png", "1.png", "2.png"])
     assert frame_rate(tmp_path) == 24 and frame_rate(tmp_path, fps=10) == 10

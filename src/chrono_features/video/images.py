@@ -24,11 +24,16 @@ FORMATS = {
 }
 IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 READABLE = ", ".join(FORMATS)
-# Images of other formats are named where they lie among frames: without them, the video would be another.
-OTHER_SUFFIXES = (".apng", ".arw", ".avif", ".cr2", ".cr3", ".dds", ".dib", ".dng", ".dpx", ".exr", ".gif", ".hdr",
-                  ".heic", ".heif", ".ico", ".j2c", ".j2k", ".jif", ".jp2", ".jpf", ".jpx", ".jxl", ".nef", ".orf",
-                  ".pam", ".pbm", ".pcx", ".pfm", ".pgm", ".pnm", ".ppm", ".psd", ".qoi", ".raf", ".rw2", ".sgi",
-                  ".tga")  # fmt: skip
+# Images of other formats, and arrays, are named where they lie among frames: without them, the video would be another.
+OTHER_SUFFIXES = (
+    ".apng", ".arw", ".avif", ".avifs", ".bw", ".cin", ".cr2", ".cr3", ".crw", ".cur", ".dcm", ".dcx", ".dds", ".dib",
+    ".dng", ".dpx", ".emf", ".eps", ".exr", ".fit", ".fits", ".gif", ".hdr", ".heic", ".heics", ".heif", ".heifs",
+    ".hif", ".icb", ".icns", ".ico", ".im", ".j2c", ".j2k", ".jfi", ".jif", ".jng", ".jp2", ".jpc", ".jpf", ".jps",
+    ".jpx", ".jxl", ".jxr", ".ktx", ".ktx2", ".mng", ".mpo", ".msp", ".nef", ".npy", ".npz", ".nrw", ".orf", ".pam",
+    ".pbm", ".pcx", ".pef", ".pfm", ".pgm", ".pgx", ".pnm", ".ppm", ".ps", ".psb", ".psd", ".qoi", ".raf", ".ras",
+    ".raw", ".rgb", ".rgba", ".rgbe", ".rw2", ".sgi", ".sr2", ".srw", ".sun", ".svg", ".svgz", ".tga", ".vda", ".vst",
+    ".wdp", ".wmf", ".xbm", ".xcf", ".xpm",
+)  # fmt: skip
 
 
 def natural(path: Path) -> tuple[Any, ...]:
@@ -49,6 +54,9 @@ def holds_images(path: Path) -> bool:
 
 def frame_files(folder: Path) -> list[Path]:
     """The images in a folder of frames, in natural order; maybe none. Of a file, itself.
+
+    A file counts as an image by its suffix: those of `FORMATS` are read, those of `OTHER_SUFFIXES` are refused, and
+    all others (.txt, .json, .csv, ...) are passed over, as are hidden files.
 
     Raises:
         ValueError: There are also images of a format that is not read.
