@@ -562,13 +562,23 @@ def test_odd_names(clip: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(read_video(name).frames) == len(read_video(Path(name).absolute()).frames) == 30
 
 
-@pytest.mark.parametrize("url", ["https://example.org/a.mp4", "rtsp://camera/1", "s3://bucket/a.mp4", "file:///a.mp4"])
+URLS = [
+    "https://example.org/a.mp4", "rtsp://camera/1", "s3://bucket/a.mp4", "gs://bucket/a.mp4", "file:///a.mp4"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", URLS)
 @pytest.mark.parametrize("kind", [str, Path])
 def test_urls_are_named_as_such(url: str, kind: type) -> None:
-    pattern = "file:/+a.mp4: URLs" if url.startswith("file") else f"{url}: URLs are not read"
     for read in (read_video, iter_frames, frame_rate):
-        with pytest.raises(FileNotFoundError, match=pattern):
+        with pytest.raises(FileNotFoundError, match=f"^{url}: URLs are not read"):
             read(kind(url))
+
+
+@pytest.mark.parametrize("url", ["http:/x", "file:/x", "file:///x", "http:///x", "s3://bucket//a.mp4"])
+def test_urls_are_named_as_they_are_typed(url: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"^{url}: URLs are not read"):
+        read_video(url)
 
 
 @pytest.mark.parametrize("path", [None, 3, b"a.mp4"])

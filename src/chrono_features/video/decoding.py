@@ -104,8 +104,11 @@ def existing(path: str | os.PathLike[str]) -> Path:
             return found
     except (TypeError, ValueError):  # such as a null byte
         raise ValueError(f"path={path!r}; expected the path of a video or of a folder of images") from None
-    if url := re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(.*)", str(found), re.DOTALL):  # Path drops a slash
-        raise FileNotFoundError(f"{url[1]}://{url[2]}: URLs are not read; expected a file: download the video first")
+    if url := re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/(.*)", os.fspath(path), re.DOTALL):
+        address = os.fspath(path)
+        if isinstance(path, Path):  # which has dropped slashes: one before a host, two before a file's path
+            address = f"{url[1]}:{'///' if url[1].lower() == 'file' else '//'}{url[2]}"
+        raise FileNotFoundError(f"{address}: URLs are not read; expected a file: download the video first")
     raise FileNotFoundError(f"{found}: no such file; expected a video or a folder of images")
 
 
