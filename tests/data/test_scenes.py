@@ -5,6 +5,7 @@ import itertools
 import math
 import statistics
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -210,6 +211,12 @@ def test_textures_given_are_used(scene):
 def test_wrong_arguments_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         make_clip(**{"seed": 0, **wrong})
+
+
+def test_integers_may_be_numpys():
+    given = {"frames": 2, "size": (16, 24), "points": 4, "anchor": 1}
+    like = {"frames": np.int64(2), "size": (np.int32(16), np.int64(24)), "points": np.uint8(4), "anchor": np.int64(1)}
+    assert torch.equal(make_clip(np.int64(3), **like).tracks, make_clip(3, **given).tracks)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -74,8 +74,9 @@ def make_clip(
         ValueError: An argument is not as above; the message names it.
     """
     _check(seed, frames, size, points, scene, textures, frame_step, anchor)
+    frames, points = int(frames), int(points)  # maybe NumPy's
     size = (int(size[0]), int(size[1]))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     flipped = SCENES[integer(generator, 1, 2)]  # always drawn, so that a mixed clip equals the one of its kind
     kind = flipped if scene == "mixed" else scene
     drawn_step = log_uniform(generator, 0.6, 2.4)
