@@ -1,4 +1,4 @@
-"""Warps and held-out clips: tracks are where the picture says, and every group does what it promises."""
+"""Warps: tracks are where the picture says, and every group does what it promises."""
 
 from __future__ import annotations
 
@@ -6,30 +6,14 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from warped_photographs import SIZE, generator, plan_and_homography, waves
 
 from chrono_features.data import photo_warps as warps
-from chrono_features.data import synthetic_clips as heldout
-from chrono_features.data.camera_motion import homographies, project
 from chrono_features.data.clip import LabelledVideo, Unusable
 from chrono_features.data.photo_warps import FRAMES, PLANS, POINTS, PhotoWarps, render
-from chrono_features.data.synthetic import VALIDATION_SEED, load_textures, make_clip
 from chrono_features.data.synthetic_clips import SyntheticClips
-from chrono_features.training.batches import SyntheticBatches
-from chrono_features.training.recipes import RECIPES
 
 Image = pytest.importorskip("PIL.Image")
-SIZE = (60, 72)  # (height, width)
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def waves(height: int, width: int) -> np.ndarray:
-    """Colours that tell positions: steep, and alike nowhere near."""
-    y, x = np.mgrid[:height, :width] + 0.5
-    phases = x / 11, y / 11, (x + y) / 17
-    return (127.5 + 120 * np.sin(np.stack(phases, axis=-1))).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +38,6 @@ def of_group(videos):
     return lambda group: [video for video in videos.values() if video.group == group]
 
 
-def plan_and_homography(group: str, seed: int, photograph=(256, 320), size=(128, 128)):
-    draws = generator(seed)
-    plan = PLANS[group](draws)
-    return plan, homographies(draws, plan.camera, photograph, size)
-
-
 def black_frames(video: LabelledVideo) -> np.ndarray:
     return (video.frames.flatten(1) == 0).all(dim=1).numpy()
 
@@ -68,27 +46,6 @@ def runs(flags: np.ndarray) -> list[tuple[int, int]]:
     """Where runs of True start and end."""
     steps = np.diff(np.concatenate(([0], flags.astype(int), [0])))
     return list(zip(np.flatnonzero(steps == 1), np.flatnonzero(steps == -1), strict=True))
-
-
-# --- picture and tracks agree ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("group", PLANS)
-def test_a_dot_is_where_its_track_is(group):
-    _, homography = plan_and_homography(group, seed=4)
-    dot = project(torch.linalg.inv(homography[:1]), torch.tensor([[50.0, 80.0]]).double())[0, 0]
-    y, x = torch.meshgrid(torch.arange(256) + 0.5, torch.arange(320) + 0.5, indexing="ij")
-    picture = torch.exp(-((x - dot[0]) ** 2 + (y - dot[1]) ** 2) / (2 * 2.0**2)).float().expand(3, -1, -1)
-    xy = project(homography, dot[None])[0]
-    frames = render(picture, homography, (128, 128))[:, 0].double()
-    centres = torch.arange(128) + 0.5
-    total = frames.sum(dim=(1, 2))
-    centroid = torch.stack((frames.sum(dim=1) @ centres.double(), frames.sum(dim=2) @ centres.double()), dim=1)
-    whole = ((xy > 16) & (xy < 112)).all(dim=1)
-    assert whole.sum() >= 8
-    assert (xy[whole] - xy[0]).norm(dim=1).max() > 10  # or the check below says little
-    error = (centroid / total[:, None] - xy)[whole].norm(dim=1)
-    assert error.max() < 0.05
 
 
 @pytest.mark.parametrize("group", sorted(PLANS.keys() - {"warps/exposure"}))
@@ -118,9 +75,6 @@ def test_small_pictures_do_not_alias():
     for group in PLANS:
         _, homography = plan_and_homography(group, seed=1, photograph=(240, 240), size=(40, 40))
         assert (render(stripes, homography, (40, 40)) - 0.5).abs().max() < 0.15
-
-
-# --- what clips are -------------------------------------------------------------------------------------------------
 
 
 def test_entries(folder, videos):
@@ -185,25 +139,6 @@ def test_points_are_all_over_the_first_frame():
     assert share.amin() < 0.1
     assert share.amax() > 0.9
     assert (share.mean(dim=0) - 0.5).abs().max() < 0.1
-
-
-@pytest.mark.parametrize("group", PLANS)
-@pytest.mark.parametrize("photograph", [(200, 200), (192, 500)])
-def test_no_view_leaves_the_photograph_and_the_plane_is_in_front(group, photograph):
-    height, width = SIZE
-    corners = torch.tensor([[0, 0], [width, 0], [0, height], [width, height]]).double()
-    for seed in range(40):
-        _, homography = plan_and_homography(group, seed, photograph, SIZE)
-        seen = project(torch.linalg.inv(homography), corners)
-        assert seen.amin() > -1e-6
-        assert (seen <= torch.tensor(photograph[::-1]) + 1e-6).all()
-        extent = (seen.amax(dim=(0, 1)) - seen.amin(dim=(0, 1))) / torch.tensor(photograph[::-1])
-        assert extent.max() > 0.9 - 1e-6  # and it is used
-        ahead = homography[:, 2] @ torch.cat((seen, torch.ones(4, FRAMES, 1)), dim=-1).flatten(0, 1).T
-        assert (ahead > 0).all() or (ahead < 0).all()
-
-
-# --- what groups promise --------------------------------------------------------------------------------------------
 
 
 def affine(video: LabelledVideo) -> np.ndarray:  # (T, 2, 2)
@@ -293,9 +228,6 @@ def test_join_jumps_once(of_group):
         assert steps[0] > 3 * steps[1:].max()
 
 
-# --- what can be wrong ----------------------------------------------------------------------------------------------
-
-
 def test_folders_without_photographs(tmp_path):
     for data in (PhotoWarps, SyntheticClips):
         with pytest.raises(FileNotFoundError, match="path.*missing"):
@@ -332,7 +264,6 @@ def test_large_photographs_are_made_smaller_and_sizes_default(tmp_path, monkeypa
     Image.fromarray(waves(320, 400)).save(tmp_path / "a.png")
     assert warps._read(tmp_path / "a.png").shape == (3, 300, 375)
     assert PhotoWarps(tmp_path).size == PhotoWarps(tmp_path, None).size == (256, 256)
-    assert SyntheticClips().size == SyntheticClips("", None).size == (256, 256)
 
 
 def test_fingerprints_tell_data_apart(folder, tmp_path):
@@ -341,79 +272,3 @@ def test_fingerprints_tell_data_apart(folder, tmp_path):
     first, again, *others = [data.fingerprint() for data in prints]
     assert first == again
     assert all(first != other for other in others)
-    for i in range(4):
-        Image.fromarray(waves(40, 40)).save(tmp_path / f"{i}.png")
-    prints = [
-        SyntheticClips("", SIZE),
-        SyntheticClips("", SIZE),
-        SyntheticClips(),
-        SyntheticClips(tmp_path, SIZE),
-        SyntheticClips("", SIZE, first=24),
-    ]
-    first, again, *others = [data.fingerprint() for data in prints]
-    assert first == again
-    assert all(first != other for other in others)
-
-
-# --- held-out clips -------------------------------------------------------------------------------------------------
-
-
-def test_held_out_entries():
-    data = SyntheticClips("", SIZE)
-    entries = list(data)
-    assert data.kind == "synthetic"
-    assert data.total() == len(entries) == len({entry.name for entry in entries}) == 36
-    for group in ("synthetic/raycast", "synthetic/layers", "synthetic/occluded"):
-        assert sum(entry.group == group for entry in entries) == 12
-
-
-@pytest.mark.parametrize(
-    ("index", "group", "scene"),
-    [(0, "raycast", "raycast"), (34, "layers", "layers"), (2, "occluded", "raycast"), (5, "occluded", "layers")],
-)
-def test_held_out_clips_are_the_generators(monkeypatch, index, group, scene):
-    monkeypatch.setattr(heldout, "FRAMES", 6)
-    entry = list(SyntheticClips("", (32, 40), first=7))[index]
-    video = entry.load()
-    variety = {"variety": heldout.OCCLUDED} if group == "occluded" else {}
-    clip = make_clip(heldout.FIRST_SEED + 7 + index, frames=6, size=(32, 40), points=128, scene=scene, **variety)
-    assert (video.name, video.group) == (entry.name, entry.group) == (f"synthetic/{group}/{index:02d}", entry.group)
-    assert (video.frames.float() / 255 - clip.video).abs().max() <= 0.5 / 255 + 1e-6
-    assert video.frames.dtype == torch.uint8
-    assert np.array_equal(video.xy, clip.tracks.numpy())
-    assert video.xy.dtype == np.float64
-    assert np.array_equal(video.occluded, ~clip.visible.numpy())
-    assert (~video.occluded).any(axis=1).all()
-    assert video.valid.all()
-
-
-def test_held_out_seeds_are_never_trained_on():
-    """As a generator understands them: seeds that agree in 32 bits are one seed."""
-    first, again = (torch.rand(4, generator=generator(seed)) for seed in (5, 5 + 2**61))
-    assert torch.equal(first, again)
-    stages = [stage for recipe in RECIPES.values() for stage in recipe.stages]
-    for seed in range(100):
-        for world in (1, 3, 8):
-            for stage in stages:
-                data = SyntheticBatches(stage, None, seed, rank=world - 1, world=world)
-                first, last = data.first % 2**32, data.first % 2**32 + len(data) * data.per_step
-                assert first < last < VALIDATION_SEED
-    assert VALIDATION_SEED < heldout.FIRST_SEED and heldout.FIRST_SEED + heldout.CLIPS < 2**32
-
-
-def test_held_out_textures(tmp_path, monkeypatch):
-    """Those that training keeps for validation."""
-    monkeypatch.setattr(heldout, "FRAMES", 2)
-    for i in range(5):
-        if i == 4:
-            with pytest.raises(ValueError, match="4 photographs; expected at least 5"):
-                SyntheticClips(tmp_path)
-        Image.fromarray(waves(40, 40) // (i + 1)).save(tmp_path / f"{i}.png")
-    data = SyntheticClips(tmp_path, (24, 24))
-    kept = load_textures(tmp_path, "validation")
-    clip = make_clip(heldout.FIRST_SEED, frames=2, size=(24, 24), points=128, scene="raycast", textures=kept)
-    video = next(iter(data)).load()
-    assert torch.equal(video.frames, (255 * clip.video).round().byte())
-    (tmp_path / "4.png").write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match=r"4\.png: not a readable image"):
-        next(iter(SyntheticClips(tmp_path))).load()

@@ -1,4 +1,4 @@
-"""Pickles that were made to do harm. What readers make of good and of broken ones is in test_readers.py."""
+"""Pickles that were made to do harm. What readers make of good and of broken ones is in test_tapvid.py."""
 
 import pickle
 import pickletools
@@ -32,7 +32,6 @@ BYTE = named("numpy", "dtype") + short("u1") + b"\x85R"
 STATE = b"(K\x01K\x04\x85" + BYTE + b"\x89" + raw(b"ABCD") + b"t"
 ARRAY = EMPTY + STATE + b"b"
 FROM_BUFFER = named("numpy._core.numeric", "_frombuffer")
-
 HARM = {
     "an array as a buffer": (FROM_BUFFER + b"(" + ARRAY + BYTE + b"K\x04\x85" + short("C") + b"tR.", "of ndarray"),
     "a second state of an array": (ARRAY + STATE + b"b.", "sets the state of a ndarray"),
