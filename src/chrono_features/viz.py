@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +14,7 @@ from torch import Tensor
 from .checks import check_finite, check_integer, check_tensor, is_integer, is_number, refusal
 from .config import WIDEST
 from .extras import require
-
-if TYPE_CHECKING:
-    from .tracking import Tracks
+from .tracking import Tracks
 
 FAR = 2**15  # pixels
 SUPERSAMPLING = 2  # marks are drawn this much larger and averaged down, which smooths their edges

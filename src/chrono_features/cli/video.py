@@ -20,7 +20,7 @@ from ..checkpoints import check_name
 from ..files import write_beside
 from ..progress import progress
 from ..tracking import Tracks
-from ..video.reading import VIDEO_FORMATS, Video, read_video, write_video
+from ..video import VIDEO_FORMATS, Video, read_video, write_video
 from ..viz import draw_tracks, pca_frames, side_by_side
 from .messages import complain, count, done
 from .options import (

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data.clip import LabelledVideo
 from ..extras import require
-from ..video.reading import encode_video
+from ..video.writing import encode_video
 from ..viz import Canvas
 from .charts import percent
 from .records import Record
