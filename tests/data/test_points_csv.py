@@ -137,21 +137,3 @@ def test_missing_extras_are_named(images: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(ImportError, match=re.escape(f"PIL is missing; expected {how_to_install('eval')}")):
         load_all("davis", path)
-
-
-@pytest.mark.parametrize("first", [0, 1])
-def test_void_of_8_bit_masks_beside_masks_of_16(tmp_path: Path, first: int) -> None:
-    """In 8 bits 255 is void, in 16 an object; each mask goes by its own type."""
-    narrow = np.zeros((16, 16), np.uint8)
-    narrow[2:6, 2:6], narrow[8:12, 2:6], narrow[0] = 1, 2, 255
-    wide = np.zeros((16, 16), np.uint16)
-    wide[2:6, 2:6], wide[8:12, 2:6] = 1, 2
-    masks = [narrow, wide] if first == 0 else [wide, narrow]
-    images, annotations = tmp_path / "JPEGImages/480p/a", tmp_path / "Annotations/480p/a"
-    for folder in (images, annotations):
-        folder.mkdir(parents=True)
-    for i, mask in enumerate(masks):
-        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(images / f"{i}.jpg")
-        Image.fromarray(mask).save(annotations / f"{i}.png")
-    (entry,) = open_dataset("masks", str(tmp_path))
-    np.testing.assert_array_equal(entry.load().masks, np.stack([wide, wide]))
