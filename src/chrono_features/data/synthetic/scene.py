@@ -24,7 +24,7 @@ SCENES = ("mixed", "raycast", "layers")
 # Clips from here on are never trained on: a generator keeps the low 32 bits of its seed, and in these every run of
 # training starts at a multiple of 2**26.
 VALIDATION_SEED = 2**32 - 2**20
-SMALLEST = 8  # pixels along a side
+MIN_SIDE = 8  # pixels along a side
 EDGE = 0.025  # of the longer side: points nearer than this to an outline are near an edge
 
 
@@ -107,8 +107,8 @@ def _check(
     check_integer("points", points, 1)
     check_choice("scene", scene, SCENES)
     pair = isinstance(size, (tuple, list)) and len(size) == 2
-    if not (pair and all(is_integer(side, SMALLEST) for side in size)):
-        raise refusal("size", size, f"(height, width), two integers of at least {SMALLEST}")
+    if not (pair and all(is_integer(side, MIN_SIDE) for side in size)):
+        raise refusal("size", size, f"(height, width), two integers of at least {MIN_SIDE}")
     if frame_step is not None:
         check_number("frame_step", frame_step, "a finite number above 0, or None")
     if anchor is not None and not is_integer(anchor, 0, frames - 1):
