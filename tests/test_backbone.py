@@ -253,6 +253,7 @@ def test_frames_are_resized_as_configured(small_model, clip, input_size, antiali
     torch.testing.assert_close(seen[0], normalised(frames, model.config), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_uint8_is_float_times_255_and_nothing_is_changed_in_place(small_model):
     model = small_model()
@@ -355,6 +356,7 @@ def test_autocast(small_model, clip, options):
     assert not torch.equal(features.float(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dinov2", "registers", "dinov3", "eva02", "rope_mixed"])
 @torch.no_grad()
 def test_compiles_without_graph_breaks(vit_model, randomise, clip, kind):
@@ -365,6 +367,7 @@ def test_compiles_without_graph_breaks(vit_model, randomise, clip, kind):
     torch.testing.assert_close(compiled(video), model(video), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @torch.no_grad()
 def test_compiled_grid_argument_and_no_value_checks(small_model, clip, dtype):
@@ -378,6 +381,7 @@ def test_compiled_grid_argument_and_no_value_checks(small_model, clip, dtype):
         torch.testing.assert_close(features, model(video, grid=(5, 7)), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_training_step(small_model, clip):
     torch._dynamo.reset()
     model, video, weight = small_model(adapter_blocks=(1,)).train(), clip(), torch.rand(16, 8, 8)
@@ -388,6 +392,7 @@ def test_compiled_training_step(small_model, clip):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compiled_track(small_model, clip):
     torch._dynamo.reset()
@@ -398,6 +403,7 @@ def test_compiled_track(small_model, clip):
     assert torch.equal(tracks.visible, expected.visible)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"norm": "token", "stem": "conv", "neck": "x2"}])
 @torch.no_grad()
 def test_exports(small_model, clip, options):
@@ -407,6 +413,7 @@ def test_exports(small_model, clip, options):
     torch.testing.assert_close(exported(other), model(other), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compile_in_place_serves_any_number_of_frames(small_model, clip):
     """Blocks share compiled functions, and so do adapters; from the third length on nothing is compiled again.

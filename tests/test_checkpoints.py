@@ -321,6 +321,7 @@ def test_a_kill_at_every_rename(small_model, tmp_path, rename, after):
     assert names(tmp_path / "m") == [*FILES, "notes.txt"] and mark(load(tmp_path / "m")) == (2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("headers", [True, False], ids=["", "an older folder"])
 def test_readers_beside_a_writer_see_one_or_the_other(small_model, tmp_path, headers):
     models = pair(small_model)

@@ -33,6 +33,7 @@ def test_features_know_about_time_and_stream(tiny):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scene", ["raycast", "layers"])
 def test_tracks_better_than_standing_still_and_than_an_untrained_twin(tiny, scene):
     torch.manual_seed(0)

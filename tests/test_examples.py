@@ -99,6 +99,7 @@ def weights(run):
     return torch.load(run / "checkpoint.pt", weights_only=True)["tracker"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", ["own", "a model"])
 def test_a_stopped_run_goes_on_to_the_same_weights(script, checkout, small_model, tmp_path, monkeypatch, features):
     features = small_model if features == "a model" else features
@@ -178,6 +179,7 @@ def test_the_loss_counts_all_estimates_alike(script):
     assert losses["last estimate, px"] == pytest.approx(near, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_evaluation_writes_results(script, checkout, tmp_path, monkeypatch):
     call(script, "train", tmp_path / "run", "--features", "own", "--checkout", checkout, *SIZES)
     seen = {}

@@ -95,7 +95,7 @@ def test_optional_modules_are_imported_by_require_alone(path: Path) -> None:
             extra = ast.literal_eval(node.args[1])
             assert extra in EXTRAS, f"{path}, line {node.lineno}"
             if isinstance(node.args[0], ast.Constant):
-                package = {"PIL": "pillow", "cv2": "opencv-python-headless"}
+                package = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
                 module = node.args[0].value.partition(".")[0]
                 assert package.get(module, module) in {Requirement(p).name for p in packages_of(extra)}
 

@@ -95,6 +95,7 @@ def test_long_names(tmp_path, name):
     assert names(tmp_path) == [name]
 
 
+@pytest.mark.slow
 def test_a_full_disk_names_the_file(tmp_path):
     code = (
         "import resource, sys; from chrono_features.files import write_beside\n"

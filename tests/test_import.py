@@ -53,6 +53,7 @@ def report():
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_nothing_global_changes(report):
     before, after, *_ = report
     assert after == before

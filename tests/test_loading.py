@@ -83,6 +83,7 @@ def random_checkpoint(keys_file):
     return {"state_dict": {**state, "other.weight": torch.zeros(3)}, "epoch": 3, "global_step": 7}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "parameters", "width"), [("small", 16_241_280, 384), ("base", 25_986_048, 768)])
 def test_published_sizes_load_and_survive_round_trips(data, tmp_path, monkeypatch, size, parameters, width):
     checkpoint = random_checkpoint(data / f"authors_{size}_keys.json")

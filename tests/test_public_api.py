@@ -136,6 +136,7 @@ def test_examples_keep_no_graph(page):
             assert not bare or call in inside, f"{page.name}: {ast.unparse(call)}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "index.md"], ids=lambda page: page.name)
 def test_the_first_example_runs(page, tmp_path, monkeypatch):
     pytest.importorskip("av")

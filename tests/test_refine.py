@@ -119,6 +119,7 @@ def test_finds_moves_by_fractions_of_a_pixel(moving):
     assert found.similarity is tracks.similarity and found.visible is None and found.confidence is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("angle", "zoom", "start", "shake"),
     [(0.1, 1.0, 0, 0), (-0.1, 1.0, 12, 0), (0.0, 1.035, 0, 0), (0.07, 0.97, 23, 0), (0.1, 1.0, 0, 12)],
@@ -364,6 +365,7 @@ def test_double_precision(moving):
     assert not torch.equal(found.xy.float().double(), found.xy)
 
 
+@pytest.mark.slow
 def test_autocast_does_not_round(moving):
     video, queries, _, tracks = moving
     features = PatchFeatures(grid=GRID)(video)

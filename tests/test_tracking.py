@@ -161,6 +161,7 @@ def test_other_byte_orders_are_read(tracks, tmp_path):
         assert value is None or (torch.equal(value, getattr(big, name)) and value.dtype == getattr(big, name).dtype)
 
 
+@pytest.mark.slow
 def test_files_that_inflate_beyond_measure(tmp_path):
     """1.2 MB that become 1.2 GB."""
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:

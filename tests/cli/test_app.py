@@ -13,6 +13,7 @@ from chrono_features.cli.app import COMMANDS, load
 from chrono_features.extras import how_to_install
 
 
+@pytest.mark.slow
 def test_every_command_ends_with_what_it_wrote_and_the_next_step(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,6 +47,7 @@ def test_every_command_ends_with_what_it_wrote_and_the_next_step(
     assert f"--model '{folder}'" in run("info", folder)  # quoted for a shell
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line_before_any_work(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ChronoBackbone, "from_pretrained", None)  # not even the model is loaded
     here = clip.parent
@@ -117,6 +119,7 @@ def test_missing_cli_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert capsys.readouterr().err == f"{name} is missing; expected {how_to_install('cli')}\n"
 
 
+@pytest.mark.slow
 def test_help_and_version_load_nothing_heavy() -> None:
     # In a process of its own: this one has imported everything.
     code = (

@@ -53,6 +53,7 @@ def test_eval_prints_tables_and_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     )
 
 
+@pytest.mark.slow
 def test_eval_writes_a_report(tmp_path: Path) -> None:
     pytest.importorskip("chrono_features.evaluation.report")
     valid = np.ones((4, 6), bool)

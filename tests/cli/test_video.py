@@ -58,6 +58,7 @@ def test_a_name_that_nobody_typed_replaces_nothing(clip: Path, monkeypatch: pyte
     assert Tracks.load("tracks.npz").xy.shape == (1, 8, 2)
 
 
+@pytest.mark.slow
 def test_demo_replaces_nothing(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(clip.parent)
     monkeypatch.setattr("chrono_features.cli.video.resources.as_file", lambda _: contextlib.nullcontext(clip))

@@ -48,6 +48,7 @@ def runs(flags: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(np.flatnonzero(steps == 1), np.flatnonzero(steps == -1), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", sorted(PLANS.keys() - {"warps/exposure"}))
 def test_points_keep_their_colour(of_group, group):
     """Under a track the colour stays, and beside it, on any side, it is another one."""
@@ -69,6 +70,7 @@ def test_points_keep_their_colour(of_group, group):
         assert all(on_track < 0.75 * other for other in beside), changes
 
 
+@pytest.mark.slow
 def test_small_pictures_do_not_alias():
     stripes = torch.zeros(3, 240, 240)
     stripes[:, :, ::2] = 1
@@ -96,6 +98,7 @@ def test_entries(folder, videos):
         assert video.group == "gaps/blackout" or video.valid.all()
 
 
+@pytest.mark.slow
 def test_a_name_is_a_clip(folder, videos):
     global_state = torch.get_rng_state()
     for entry in reversed(list(PhotoWarps(folder, SIZE))):

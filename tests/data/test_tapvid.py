@@ -296,6 +296,7 @@ def test_specks_that_grow_to_full_size(tmp_path):
         first_video("davis", tmp_path / "a.pkl", of_video(video, 10_000, False), (256, 256))
 
 
+@pytest.mark.slow
 def test_a_small_file_of_one_huge_image(tmp_path):
     contents = of_video(listed(raw(image(8000, "PNG")), 2), 2, False)
     with pytest.raises(ValueError, match="frame 0: not a readable image .it is 8000 x 8000, more than"):

@@ -123,6 +123,7 @@ def refusals(tmp_path_factory):
     return {name: (int(kilobytes), message) for name, (kilobytes, _, message) in zip(HARM, lines, strict=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HARM)
 def test_harm_is_refused(refusals, name):
     kilobytes, message = refusals[name]
@@ -135,6 +136,7 @@ def test_what_harm_is_made_of_is_harmless_when_whole(tmp_path):
     assert load_arrays(tmp_path / "a.pkl").tolist() == [65, 66, 67, 68]
 
 
+@pytest.mark.slow
 def test_freed_memory_is_out_of_reach(data):
     """In a process of its own: this pickle overwrote the items of a live tuple."""
     code = "import sys; from chrono_features.data.unpickling import load_arrays; load_arrays(sys.argv[1])"

@@ -161,6 +161,7 @@ def models():
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "block", "stride", "channels", "taken"),
     [

@@ -82,6 +82,7 @@ def expected_weights(model, refine):
     return fit(torch.stack(signals), torch.tensor(good))
 
 
+@pytest.mark.slow
 def test_weights_are_fitted_to_all_tracks_and_kept_in_files(model, clips, tmp_path):
     told = []
     expected = {refine: expected_weights(model, refine) for refine in (None, "photometric")}

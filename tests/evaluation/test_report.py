@@ -168,6 +168,7 @@ def clips_in(text: str) -> list[bytes]:
     return [base64.b64decode(code) for code in re.findall(r'src="data:video/mp4;base64,([^"]+)"', text)]
 
 
+@pytest.mark.slow
 def test_one_file_with_everything_in_it(results: dict[str, Any], render: Callable[..., str]) -> None:
     text = render(results)
     page = Page(text)
@@ -206,6 +207,7 @@ def test_one_file_with_everything_in_it(results: dict[str, Any], render: Callabl
     assert "nan" not in said.lower() and "None" not in said
 
 
+@pytest.mark.slow
 def test_names_are_escaped(results: dict[str, Any], render: Callable[..., str]) -> None:
     text = render(results)
     assert "<script" not in text and "&lt;script&gt;alert(1)" in text
@@ -302,6 +304,7 @@ def test_clips_are_videos_of_the_worst_tracks(
     assert (frames[1, :, 250, 250].int() - 105).abs().max() < 6
 
 
+@pytest.mark.slow
 def test_first_begins_at_the_query_and_long_videos_are_thinned(render: Callable[..., str], tmp_path: Path) -> None:
     from chrono_features.video import read_video
 
@@ -318,6 +321,7 @@ def test_first_begins_at_the_query_and_long_videos_are_thinned(render: Callable[
         (tmp_path / "clip.mp4").unlink()
 
 
+@pytest.mark.slow
 def test_clips_vary_and_every_video_is_loaded_once(render: Callable[..., str]) -> None:
     def lost(tracker: str, video: str, *tracks: tuple[int, float | None], mode: str = "first") -> dict[str, Any]:
         return record(tracker, video, 0.5, mode=mode, worst=[worst(*track) for track in tracks])

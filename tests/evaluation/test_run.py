@@ -213,6 +213,7 @@ evaluate([Telling().tracker], {"d": five()}, Path(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")
 def test_a_killed_process_loses_only_the_video_at_hand(tmp_path) -> None:
     out = tmp_path / "r.json"

@@ -22,6 +22,8 @@ from chrono_features.labels import propagate_labels
 from chrono_features.layers import VisibilityHead
 from chrono_features.refine import RefineOptions, refine_photometric
 
+pytestmark = pytest.mark.slow
+
 CLIP = tiny()
 TOKEN = tiny(norm="token", neck="x2")
 VIDEO = torch.rand(1, 3, 3, 16, 16, generator=torch.Generator().manual_seed(1))

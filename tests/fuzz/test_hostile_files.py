@@ -27,6 +27,8 @@ from chrono_features.data.clip import LabelledVideo, Unusable
 from chrono_features.data.readers import open_dataset
 from chrono_features.video import read_video
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 30  # a call that takes longer hangs
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from fuzzing import check_features, check_tracks, examples
 from hypothesis import assume, given
@@ -12,6 +13,8 @@ from tiny_models import tiny
 
 from chrono_features import ChronoBackbone, Tracks, grid_queries, soft_argmax_track
 from chrono_features.labels import propagate_labels
+
+pytestmark = pytest.mark.slow
 
 VARIANTS: list[dict[str, Any]] = [
     {},

@@ -13,6 +13,8 @@ from fuzzing import LONG
 from killing import COMMANDS, in_process
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")
+pytestmark = pytest.mark.slow
+
 KILLS = 20 if LONG else 1  # at changes of files, and, in the long form, as many at any moment
 
 

@@ -90,6 +90,7 @@ def test_kernel_equals_twin_for_any_length(device, frames, window):
     assert_equals_twin(draw(1, frames, 3, 2, 32, device=device), 2, window)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [5, 16, 70])
 @pytest.mark.parametrize(("heads", "size"), [(4, 32), (3, 32), (1, 32), (8, 16), (5, 16), (1, 16), (2, 64), (1, 64)])
 def test_kernel_equals_twin_for_any_heads(device, heads, size, frames):
@@ -139,6 +140,7 @@ def test_positions_and_clips_do_not_see_each_other(device, backend):
     assert not moved.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("frames", [20, 130])
 def test_frames_outside_the_window_are_not_seen(device, frames, backend):
@@ -160,6 +162,7 @@ def gradients(tensors, heads, window, backend, grad=None, wanted=NAMES):
     return [leaf.grad for leaf in leaves]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [1, 9, 70])
 @pytest.mark.parametrize("expanded", [False, True])
 def test_gradients_equal_the_twin(device, frames, expanded):
@@ -259,6 +262,7 @@ def test_the_kernel_keeps_the_type_of_x_under_another_autocast(device):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_operator_is_sound(device, requires_grad):
     tensors = [t.requires_grad_(requires_grad) for t in draw(2, 5, 3, 2, 16, device=device)]
@@ -274,6 +278,7 @@ def test_operator_runs_without_the_kernel(device):
     torch.testing.assert_close(out, plain_temporal_attention(*tensors, 2, (6, 6)), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["auto", "torch", "triton"])
 def test_compiles_as_one_graph(device, backend, monkeypatch):
     one_clip = {(module.compute_capability(device), torch.float32): 20}  # "auto": the other clip is larger
@@ -391,6 +396,7 @@ def test_the_environment_goes_before_the_argument(monkeypatch, device):
     assert choose_backend("triton", device, torch.float32, 128, 4)[0] == "triton"
 
 
+@pytest.mark.slow
 def test_the_package_does_without_triton():
     """timm and PyTorch may import Triton; this package neither does nor needs to."""
     script = f"""

@@ -68,6 +68,7 @@ def test_long_clips_take_blocks(calls, window):
     assert keys[-2] == block + sum(window) and keys[1] == -(-1000 // block)
 
 
+@pytest.mark.slow
 def test_compiled_once_for_all_long_clips():
     torch._dynamo.reset()
     compiled, graphs = None, []

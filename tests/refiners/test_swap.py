@@ -489,6 +489,7 @@ def test_a_window_that_failed_can_be_tried_again():
         torch.testing.assert_close(tracker.maps, whole[:, start : start + 4], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_happens_to_a_swapped_tracker_happens_to_its_own_network():
     tracker = swap_backbone(LocoTrack(extra_convs=True), small_chrono()).eval().double()
     assert tracker.extra_convs is None

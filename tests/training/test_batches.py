@@ -40,6 +40,7 @@ def test_more_views_are_queries_in_other_frames():
     assert (frames[:, 50:] == 3).all()
 
 
+@pytest.mark.slow
 def test_a_step_decides_its_batch():
     batches = SyntheticBatches(STAGE, None, seed=1)
     first, again, other = batches[3], SyntheticBatches(STAGE, None, seed=1)[3], batches[4]
@@ -51,6 +52,7 @@ def test_a_step_decides_its_batch():
     assert seen.all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_come_in_their_order_as_bytes_on_the_host(workers):
     batches = SyntheticBatches(dataclasses.replace(STAGE, steps=3), None, seed=1)
@@ -62,6 +64,7 @@ def test_batches_come_in_their_order_as_bytes_on_the_host(workers):
             assert torch.equal(getattr(batch, name), value), name
 
 
+@pytest.mark.slow
 def test_a_step_draws_its_frames_and_processes_agree_on_them():
     stage = dataclasses.replace(STAGE, frames=(2, 5), batch=1, tracks=4, views=2)
     mine, other = (SyntheticBatches(stage, None, rank=rank, world=2) for rank in range(2))

@@ -14,6 +14,7 @@ from chrono_features.training.losses import visibility_loss
 FITTED = Stage("visibility", 3, (3, 5), (1, 6), (32, 32), (8, 8), 1, 48, 0.0)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_visibility_head_is_fitted_to_the_lowest_loss():
     torch.manual_seed(0)

@@ -49,6 +49,7 @@ def same(model, other):
     return all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
+@pytest.mark.slow
 def test_a_run_saves_each_stage(uninterrupted):
     model, out = uninterrupted
     assert not model.training
@@ -82,6 +83,7 @@ def test_the_best_average_is_kept(uninterrupted, tmp_path, monkeypatch):
     assert any(not torch.equal(value, states[2][name]) for name, value in last.items())
 
 
+@pytest.mark.slow
 def test_the_average_of_a_short_stage_has_left_its_start(tmp_path):
     model = run(tmp_path, dataclasses.replace(RECIPE, stages=(STAGE,)))
     torch.manual_seed(0)
@@ -124,6 +126,7 @@ def test_tf32_is_what_it_was_after_training():
         assert matmul.allow_tf32 == before
 
 
+@pytest.mark.slow
 def test_blocks_are_compiled_when_asked(tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
@@ -137,6 +140,7 @@ def test_a_run_is_logged_for_tensorboard(uninterrupted):
     assert list((uninterrupted[1] / "tensorboard").glob("events.*"))
 
 
+@pytest.mark.slow
 def test_validation_sees_other_photographs(tmp_path, monkeypatch):
     image = pytest.importorskip("PIL.Image")
     for i in range(5):
@@ -176,6 +180,7 @@ def test_look_ahead_sets_the_window_of_attention():
         assert torch.equal(first_frame(video), first_frame(changed)) != sees_it
 
 
+@pytest.mark.slow
 def test_frames_after_are_drawn_at_every_step(tmp_path, monkeypatch):
     used = []
     monkeypatch.setattr(Trainee, "look_ahead", lambda self, frames: used.append(frames))
@@ -188,6 +193,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps_alive", [2, 5, 11])
 def test_a_killed_run_resumes_to_the_same_weights_and_log(uninterrupted, tmp_path, monkeypatch, steps_alive):
     """Killed before the first checkpoint, between two, and in the second stage."""
@@ -216,6 +222,7 @@ def logged_for_tensorboard(out):
     return [event.step for event in events.Scalars("pairs/total")]
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path, monkeypatch):
     recipe = dataclasses.replace(RECIPE, stages=(STAGE,))
     update = stage_run.AveragedWeights.update
@@ -269,6 +276,7 @@ def test_the_checkpoint_of_another_run_is_refused(uninterrupted):
     assert (out / "checkpoint.pt").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_starting_over(tmp_path):
     one = dataclasses.replace(RECIPE, stages=(dataclasses.replace(STAGE, steps=2),))
     first = run(tmp_path, one)
@@ -330,6 +338,7 @@ def test_a_frozen_vit_is_not_trained(tmp_path, small_config, monkeypatch):
 FITTED = Stage("visibility", 3, (3, 5), (1, 6), (32, 32), (8, 8), 1, 48, 0.0)
 
 
+@pytest.mark.slow
 def test_a_recipe_ends_with_the_visibility_head(tmp_path):
     recipe = dataclasses.replace(RECIPE, stages=(dataclasses.replace(STAGE, steps=3),), visibility=FITTED)
     model = run(tmp_path, recipe)
@@ -341,6 +350,7 @@ def test_a_recipe_ends_with_the_visibility_head(tmp_path):
         run(tmp_path, dataclasses.replace(recipe, visibility=None))
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(tmp_path):
     """Each on clips of its own, through averages, validation and a second stage."""
     script = tmp_path / "run.py"

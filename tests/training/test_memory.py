@@ -53,6 +53,7 @@ def test_memory_grows_with_clips_frames_tokens_and_tracks(trainee):
     assert without[1] < clips and without[0] < fixed
 
 
+@pytest.mark.slow
 def test_the_estimate_covers_what_a_step_takes(tmp_path):
     """In a process of its own, which sees its peak."""
     script = tmp_path / "step.py"
@@ -87,6 +88,7 @@ def test_the_estimate_covers_what_a_step_takes(tmp_path):
     assert process < 1.2 * whole
 
 
+@pytest.mark.slow
 def test_the_released_recipe_needs_a_large_gpu():
     recipe = RECIPES["tiny"]
     trainee = Trainee(ChronoBackbone(recipe.config))
@@ -157,6 +159,7 @@ def test_a_refused_run_leaves_everything_as_it_was(tmp_path, monkeypatch):
     assert (tmp_path / "old" / "log.jsonl").read_text() == "of an earlier run\n"
 
 
+@pytest.mark.slow
 def test_the_estimate_changes_no_run(tmp_path, monkeypatch):
     with pytest.warns(MemoryWarning), monkeypatch.context() as patch:
         patch.setattr(memory, "device_memory", lambda device: 2**20)
@@ -222,6 +225,7 @@ def test_sizes_out_of_range(tmp_path, name, value, expected):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_line_per_step_where_there_is_no_terminal(tmp_path, capsys):
     head = dataclasses.replace(STAGE, name="visibility", batch=4)
     run(tmp_path, dataclasses.replace(RECIPE, visibility=head), steps=3)

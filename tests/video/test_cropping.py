@@ -99,6 +99,7 @@ def test_crop_is_that_of_the_track_that_is_read(tmp_path: Path) -> None:
     assert read(path).shape[1:3] == (50, 100)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["clap.mp4", "crop.mkv"])
 def test_damaged_headers_end_in_frames_or_one_error(tmp_path: Path, name: str) -> None:

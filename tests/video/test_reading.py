@@ -628,6 +628,7 @@ def frames_alive() -> int:
     return sum(type(thing).__name__ == "VideoFrame" for thing in gc.get_objects())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("errors", ["raise", "warn"])
 @pytest.mark.parametrize("turn", ["plain", "rotated", "turns in the middle"])
 def test_no_frame_stays_alive_without_the_collector(tmp_path: Path, turn: str, errors: str) -> None:
@@ -647,6 +648,7 @@ def test_no_frame_stays_alive_without_the_collector(tmp_path: Path, turn: str, e
     assert max(alive[: len(alive) // 2]) <= 2 and after == 0
 
 
+@pytest.mark.slow
 def test_children_of_a_process_that_has_read_a_video_end(clip: Path) -> None:
     """A collection in the child freed the frames of the parent, whose decoding threads it does not have."""
     script = """

@@ -49,6 +49,7 @@ def test_covers_are_painted_where_they_hide():
     assert (pasted[:2][:, 0][hidden[:2]] == 1).all() and (pasted[3] == 0.5).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scene", KINDS)
 def test_covered_points_are_not_visible(scene):
     variety, hidden = Variety(covers=1.0, blackout=1.0), 0

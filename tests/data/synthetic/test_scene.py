@@ -73,6 +73,7 @@ def test_half_of_the_points_move(scene):
     assert max(shares) <= 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scene", KINDS)
 def test_half_of_the_points_are_near_edges(scene):
     def near_another(clip, everywhere):  # [N] bool: what moves and what does not are both close by
@@ -102,6 +103,7 @@ def test_near_an_edge_is_within_a_distance_of_it():
     assert torch.equal(near, away < 2**0.5)  # diagonally, which is at most 2 away
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scene", KINDS)
 def test_points_near_a_cover_are_near_an_edge(scene, monkeypatch):
     def disc(*_, **__):  # of a radius of 12.8 pixels, in the middle of frame 2 of 4
@@ -145,6 +147,7 @@ def test_frame_step_scales_time(scene):
     assert (moved.tracks - moved.tracks[:, :1]).abs().max() > 1
 
 
+@pytest.mark.slow
 def test_mixed_is_one_kind_or_the_other():
     made, photo = [], torch.rand(1, 3, 8, 8, generator=generator(0))
     for seed in range(8):
