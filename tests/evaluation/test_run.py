@@ -323,6 +323,15 @@ def test_progress(tmp_path) -> None:
 # Refusals
 
 
+@pytest.mark.parametrize("module", ["cv2", "scipy.stats", "sklearn.metrics"])
+def test_what_metrics_need_is_asked_for_before_any_work(tmp_path, monkeypatch, module) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    data, tracker = five(), Counting()
+    with pytest.raises(ImportError, match=f"{module.partition('.')[0]} is .*extra eval"):
+        evaluate([tracker.tracker], {"d": data}, tmp_path / "r.json")
+    assert not tracker.calls and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -20,6 +20,7 @@ from ..evaluation.protocol import check_mode
 from ..evaluation.report import write_report
 from ..evaluation.run import evaluate as measure
 from ..evaluation.trackers import Tracker, baseline, from_model
+from ..extras import require
 from ..progress import progress
 from .messages import count, done, track_with
 from .options import (
@@ -93,8 +94,7 @@ def evaluate(
 ) -> None:
     """Measure models and baselines side by side on videos with tracks or masks."""
     check_output("out", out, [".json"])
-    if report is not None:
-        check_output("report", report, [".html"])
+    _check_report(report)
     tokens = None if grid is None else parse_size("grid", grid)
     frame_size = parse_size("size", size)
     place = pick_device(device)
@@ -225,6 +225,15 @@ def _total_of(
         update(sum(videos.values()), expected)
 
     return on_video
+
+
+def _check_report(report: Path | None) -> None:
+    """Makes sure, before any work, that a report can be written."""
+    if report is None:
+        return
+    check_output("report", report, [".html"])
+    for module in ("jinja2", "matplotlib"):
+        require(module, "eval")
 
 
 def _tell(results: Mapping[str, Any], data: Mapping[str, Dataset], out: Path, report: Path | None) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from ..data.clip import SIZE, Dataset, Entry, MaskClip, Unusable
+from ..extras import require
 from .protocol import MASK_MODE, MODES, THRESHOLDS
 from .scores import FeatureCache, mask_record, track_records
 from .store import Store
 from .trackers import Tracker
 
+NEEDED = ("cv2", "scipy.stats", "sklearn.metrics")  # by metrics, whatever is measured
 PACKAGES = ("chrono-features", "torch", "timm", "numpy", "pillow", "opencv-python-headless")  # versions that matter
 
 
@@ -59,8 +61,11 @@ def evaluate(
 
     Raises:
         ValueError: An argument is not as above, `out` holds something else, or a file of a data set is broken.
+        MissingExtra: The eval extra is not installed.
     """
     _check(trackers, data, modes, limit)
+    for module in NEEDED:
+        require(module, "eval")  # before any work
     about = {"device": describe_device(device), "date": datetime.date.today().isoformat(), "versions": _versions()}
     protocol = {"size": size and list(size), "thresholds": list(THRESHOLDS), **(settings or {})}
     sources = {name: {"kind": d.kind, "path": d.path, "fingerprint": d.fingerprint()} for name, d in data.items()}
