@@ -250,6 +250,19 @@ def test_memory_that_the_file_does_not_hold(checkpoint, tmp_path, name):
         ChronoBackbone.from_pretrained(tmp_path / "made.ckpt")
 
 
+def test_one_text_made_into_bytes_again_and_again(checkpoint, tmp_path):
+    """PyTorch allows `_codecs.encode`: a memoised text would be as many copies as the pickle asks for."""
+    size, copies = 20_000, 500
+    text = b"X" + size.to_bytes(4, "little") + b"a" * size + b"q\x00"
+    encode = b"c_codecs\nencode\nq\x01"
+    pickled = b"\x80\x02]q\x02(" + encode + text + b"X\x06\0\0\0latin1q\x03\x86R"
+    pickled += b"h\x01h\x00h\x03\x86R" * copies + b"e."
+    in_archive(checkpoint, tmp_path / "copies.ckpt", lambda data: pickled)
+    assert len(torch.load(tmp_path / "copies.ckpt", weights_only=True)) == copies + 1
+    with pytest.raises(ValueError, match=r"copies\.ckpt .*passes more text to functions than it holds"):
+        ChronoBackbone.from_pretrained(tmp_path / "copies.ckpt")
+
+
 def test_compressed_checkpoints(checkpoint, tmp_path):
     in_archive(checkpoint, tmp_path / "small.ckpt", lambda data: data, zipfile.ZIP_DEFLATED)
     with pytest.raises(ValueError, match=r"small\.ckpt .*compressed"):

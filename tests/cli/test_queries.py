@@ -45,7 +45,6 @@ def test_queries_from_csv(tmp_path: Path) -> None:
     [
         ("x,y,t\n1,2,3\n", r"line 1: 'x,y,t'; expected the header t,x,y"),
         ("1,2,3\n", "line 1"),
-        ("", "line 1: ''"),
         ("t,x,y\n0,1,2\n0,1\n", r"line 3: '0,1'; expected three numbers"),
         ("t,x,y\n\n0,1,two\n", "line 3: '0,1,two'"),
         ("t,x,y\n0,1,inf\n", "line 2"),
@@ -55,6 +54,21 @@ def test_bad_csv_rows_are_named_by_line(tmp_path: Path, content: str, message: s
     path = tmp_path / "points.csv"
     path.write_text(content)
     with pytest.raises(ValueError, match=rf"points\.csv, {message}"):
+        parse_queries(str(path))
+
+
+def test_a_csv_that_is_empty_or_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    with pytest.raises(FileNotFoundError, match=r"queries=.*points\.csv: no such file; expected a \.csv file"):
+        parse_queries(str(path))
+    path.touch()
+    with pytest.raises(
+        ValueError, match=r"queries=.*points\.csv is empty; expected a \.csv file with the header t,x,y"
+    ):
+        parse_queries(str(path))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match=r"queries=.*points\.csv is a folder"):
         parse_queries(str(path))
 
 

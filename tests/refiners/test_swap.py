@@ -434,7 +434,7 @@ def test_online_windows_agree_with_one_pass_where_the_model_is_causal(window):
 
 def test_a_clip_without_a_window_is_refused():
     tracker = swap_backbone(CoTrackerThreeOnline(), small_chrono())
-    with pytest.raises(ValueError, match="video of 2 frames; expected at least 3"):
+    with pytest.raises(ValueError, match="video of length 2; expected at least 3 frames"):
         tracker(torch.rand(1, 2, 3, 32, 32), torch.zeros(1, 1, 3))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..files import check_regular
 from ..tracking import grid_queries
 
 MAX_GRID_SIDE = 1024  # points
@@ -49,8 +50,10 @@ def parse_queries(text: str) -> Queries:
 
 def read_points(path: Path) -> dict[str, Point]:
     """Read a .csv file with the header t,x,y: its points, by where they stand, for messages."""
-    if not path.is_file():
-        raise FileNotFoundError(f"queries={path}: no such file; expected a .csv file with the header t,x,y")
+    try:
+        check_regular(path, "a .csv file with the header t,x,y")
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"queries={error}") from error
     points = {}
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.reader(file)

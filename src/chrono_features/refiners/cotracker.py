@@ -55,8 +55,8 @@ class ClipFeatures(nn.Module):
         """Computes the features of a clip, or of a window that starts at a frame; returns the frames looked at."""
         if online_at is None and video.shape[1] < self.shortest:
             raise ValueError(
-                f"video of {video.shape[1]} frames; expected at least {self.shortest}, with fewer this tracker has no "
-                f"window: repeat the last frame, or take a smaller window_len"
+                f"video of length {video.shape[1]}; expected at least {self.shortest} frames, with fewer this tracker "
+                f"has no window: repeat the last frame, or take a smaller window_len"
             )
         if not online_at:
             self._past = None
