@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_choice, check_integer, check_tensor, is_integer, refusal
-from .config import LONGEST_STRIDE, WIDEST
+from .checks import check_tensor, refusal
+from .config import check_field
 from .ops.clip_norm import Moments, normed_conv2d
 from .ops.temporal_attention import EPS, choose_backend, temporal_attention
 
@@ -41,19 +41,16 @@ class TemporalAdapter(nn.Module):
         norm: str = "clip",
     ) -> None:
         super().__init__()
-        for name, value in {"dim": dim, "channels": channels, "heads": heads}.items():
-            check_integer(name, value, 1, WIDEST)
-        check_integer("stride", stride, 1, LONGEST_STRIDE)
+        window = tuple(window) if isinstance(window, list) else window
+        check_field("adapter_channels", dim, "dim")
+        check_field("adapter_channels", channels, "channels")
+        check_field("adapter_heads", heads, "heads")
+        check_field("adapter_stride", stride, "stride")
+        check_field("window", window)
+        check_field("mixer", mixer)
+        check_field("norm", norm)
         if channels % heads:
             raise refusal("heads", heads, f"a divisor of channels={channels}")
-        if (
-            not isinstance(window, (tuple, list))
-            or len(window) != 2
-            or not all(is_integer(n, 0, WIDEST) for n in window)
-        ):
-            raise refusal("window", window, f"two integers (frames before, frames after) from 0 to {WIDEST}")
-        check_choice("mixer", mixer, tuple(_MIXERS))
-        check_choice("norm", norm, ("clip", "token"))
         self.stride = stride
         self.norm = nn.LayerNorm(dim, eps=EPS) if norm == "token" else ClipNorm(dim)
         self.conv_in = nn.Conv2d(dim, channels, 3, padding=1)

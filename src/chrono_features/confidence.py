@@ -79,8 +79,9 @@ def with_confidence(
         ValueError: An argument has the wrong shape, type or range.
     """
     check_probability("visible_threshold", visible_threshold)
-    signals = track_signals(features, queries, tracks, image_size, temperature=temperature, radius=radius)
-    return _judged(tracks, signals, weights, visible_threshold)
+    queries, image_size = _checked(features, queries, tracks, image_size)
+    soft_argmax = SoftArgmax(temperature, radius)
+    return add_confidence(tracks, features, queries, image_size, weights, visible_threshold, soft_argmax)
 
 
 @torch.no_grad()
@@ -94,12 +95,7 @@ def add_confidence(
     soft_argmax: SoftArgmax,
 ) -> Tracks:
     """`with_confidence` for arguments that were checked; see there."""
-    signals = _track_signals(features, queries, tracks, image_size, soft_argmax)
-    return _judged(tracks, signals, weights, visible_threshold)
-
-
-def _judged(tracks: Tracks, signals: Tensor, weights: Sequence[float], visible_threshold: float) -> Tracks:
-    confidence = probability(signals, weights)
+    confidence = probability(_track_signals(features, queries, tracks, image_size, soft_argmax), weights)
     return replace(tracks, confidence=confidence, visible=confidence >= visible_threshold)
 
 
@@ -132,13 +128,21 @@ def track_signals(
     Raises:
         ValueError: An argument has the wrong shape, type or range.
     """
+    queries, image_size = _checked(features, queries, tracks, image_size)
+    return _track_signals(features, queries, tracks, image_size, SoftArgmax(temperature, radius))
+
+
+def _checked(
+    features: Tensor, queries: Tensor, tracks: Tracks, image_size: Sequence[float]
+) -> tuple[Tensor, tuple[float, float]]:
+    """Queries and image size; ValueError where these do not belong together."""
     check_features(features)
     check_finite("features", features)
-    image_size = check_image_size(image_size)
+    size = check_image_size(image_size)
     batch, frames = features.shape[:2]
-    queries = check_queries(queries, batch, frames, image_size)
+    queries = check_queries(queries, batch, frames, size)
     check_tracks(tracks, queries, frames)
-    return _track_signals(features, queries, tracks, image_size, SoftArgmax(temperature, radius))
+    return queries, size
 
 
 def _track_signals(

@@ -5,23 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .checks import (
-    check_choice,
-    check_flag,
-    check_integer,
-    check_number,
-    check_probability,
-    is_integer,
-    is_number,
-    refusal,
-    suggestion,
-)
+from .checks import check_number, is_integer, is_number, refusal, suggestion
 
 # Sizes beyond which a mistake is more likely than a network, and memory would run out
 WIDEST = 2**16  # channels, and frames of a window
@@ -32,13 +22,6 @@ LARGEST_SIDE = 2**16  # pixels
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "pos_embed_resize": ("dinov2", "timm"),
-    "mixer": ("attention", "conv1d", "conv3d"),
-    "norm": ("clip", "token"),
-    "stem": ("patch", "conv"),
-    "neck": (None, "x2"),
-}
 _PLACEMENTS = ("all", "early", "late", "alternate", "none")
 
 # What a configuration that is read from a file may hold: the fields of `ChronoConfig`, and of timm's keyword arguments
@@ -145,59 +128,14 @@ class ChronoConfig:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             object.__setattr__(self, name, _plain(value))
-        if not isinstance(self.vit, str) or not self.vit:
-            raise refusal("vit", self.vit, "the name of a timm model")
-        if not isinstance(self.vit_kwargs, Mapping) or not all(isinstance(key, str) for key in self.vit_kwargs):
-            raise refusal("vit_kwargs", self.vit_kwargs, "a mapping of keyword arguments")
+            check_field(name, getattr(self, name))
         object.__setattr__(self, "vit_kwargs", dict(self.vit_kwargs))
         try:
             json.dumps(self.vit_kwargs)
         except (TypeError, ValueError, RecursionError) as error:
             raise refusal("vit_kwargs", self.vit_kwargs, f"plain JSON values ({error})") from error
-        for name, choices in _CHOICES.items():
-            check_choice(name, getattr(self, name), choices)
-        for name, maximum in (
-            ("adapter_channels", WIDEST),
-            ("adapter_heads", WIDEST),
-            ("adapter_stride", LONGEST_STRIDE),
-        ):
-            check_integer(name, getattr(self, name), 1, maximum)
-        for name in ("mean", "std"):
-            if not _are_numbers(getattr(self, name), 3):
-                raise refusal(name, getattr(self, name), "three numbers")
-        if min(self.std) <= 0:
-            raise refusal("std", self.std, "three numbers above 0")
-        check_grid(self.grid)
-        if self.input_size is not None and not _is_int_pair(self.input_size, 1, LARGEST_SIDE):
-            expected = f"None or two positive integers (height, width) up to {LARGEST_SIDE}"
-            raise refusal("input_size", self.input_size, expected)
-        if not _is_int_pair(self.window, 0, WIDEST):
-            raise refusal("window", self.window, f"two integers (frames before, frames after) from 0 to {WIDEST}")
-        if self.out_channels is not None:
-            check_integer("out_channels", self.out_channels, 1, WIDEST)
         if self.adapter_channels % self.adapter_heads:
             raise refusal("adapter_heads", self.adapter_heads, f"a divisor of adapter_channels={self.adapter_channels}")
-        for name in ("temperature", "radius"):
-            check_number(name, getattr(self, name))
-        for name in ("visible_threshold", "refined_visible_threshold"):
-            check_probability(name, getattr(self, name))
-        for name, count in (("confidence", 5), ("refined_confidence", 6)):
-            value = getattr(self, name)
-            if value is not None and not _are_numbers(value, count):
-                raise refusal(name, value, f"None or {count} numbers")
-        for name in ("antialias", "freeze_vit"):
-            check_flag(name, getattr(self, name))
-        self._check_adapter_blocks()
-
-    def _check_adapter_blocks(self) -> None:
-        blocks = self.adapter_blocks
-        if isinstance(blocks, tuple):
-            valid = all(is_integer(b, 0) for b in blocks) and len(set(blocks)) == len(blocks)
-        else:
-            valid = isinstance(blocks, str) and blocks in _PLACEMENTS
-        if not valid:
-            expected = f"one of {', '.join(_PLACEMENTS)}, or a tuple of distinct block indices"
-            raise refusal("adapter_blocks", blocks, expected)
 
     @property
     def soft_argmax(self) -> SoftArgmax:
@@ -290,9 +228,15 @@ class ChronoConfig:
 def check_grid(grid: Any) -> tuple[int, int]:
     """`grid` as a tuple; ValueError unless it is two positive integers."""
     grid = tuple(grid) if isinstance(grid, list) else grid
-    if not _is_int_pair(grid, 1, LARGEST_GRID):
-        raise refusal("grid", grid, f"two positive integers (rows, columns) up to {LARGEST_GRID}")
+    check_field("grid", grid)
     return grid
+
+
+def check_field(field: str, value: Any, name: str = "") -> None:
+    """ValueError unless `value` is what this field of a configuration may be; `name` is what its user calls it."""
+    valid, expected = _RULES[field]
+    if not valid(value):
+        raise refusal(name or field, value, expected)
 
 
 def _plain(value: Any) -> Any:
@@ -318,5 +262,63 @@ def _are_numbers(value: Any, count: int) -> bool:
     return isinstance(value, tuple) and len(value) == count and all(map(is_number, value))
 
 
-def _is_int_pair(value: Any, minimum: int, maximum: int) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(is_integer(v, minimum, maximum) for v in value)
+def _are_blocks(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(is_integer(b, 0) for b in value) and len(set(value)) == len(value)
+    return isinstance(value, str) and value in _PLACEMENTS
+
+
+Rule = tuple[Callable[[Any], bool], str]  # whether a value is valid, and what is expected
+
+
+def _integer(maximum: int) -> Rule:
+    return lambda v: is_integer(v, 1, maximum), f"a positive integer from 1 to {maximum}"
+
+
+def _pair(minimum: int, maximum: int, expected: str) -> Rule:
+    return lambda v: isinstance(v, tuple) and len(v) == 2 and all(is_integer(n, minimum, maximum) for n in v), expected
+
+
+def _choice(*words: str | None) -> Rule:
+    listed = " or ".join(map(repr, words)) if len(words) == 2 else f"one of {', '.join(map(repr, words))}"
+    return lambda v: (v is None or isinstance(v, str)) and v in words, listed
+
+
+def _optional(rule: Rule) -> Rule:
+    valid, expected = rule
+    return lambda v: v is None or valid(v), f"None or {expected}"
+
+
+_FLAG: Rule = lambda v: isinstance(v, bool), "True or False"
+_PROBABILITY: Rule = lambda v: is_number(v) and 0 <= v <= 1, "a number from 0 to 1"
+_POSITIVE: Rule = lambda v: is_number(v) and v > 0, "a finite number above 0"
+_RULES: dict[str, Rule] = {
+    "vit": (lambda v: isinstance(v, str) and v != "", "the name of a timm model"),
+    "vit_kwargs": (
+        lambda v: isinstance(v, Mapping) and all(isinstance(key, str) for key in v),
+        "a mapping of keyword arguments",
+    ),
+    "mean": (lambda v: _are_numbers(v, 3), "three numbers"),
+    "std": (lambda v: _are_numbers(v, 3) and min(v) > 0, "three numbers above 0"),
+    "pos_embed_resize": _choice("dinov2", "timm"),
+    "grid": _pair(1, LARGEST_GRID, f"two positive integers (rows, columns) up to {LARGEST_GRID}"),
+    "input_size": _optional(_pair(1, LARGEST_SIDE, f"two positive integers (height, width) up to {LARGEST_SIDE}")),
+    "antialias": _FLAG,
+    "adapter_blocks": (_are_blocks, f"one of {', '.join(_PLACEMENTS)}, or a tuple of distinct block indices"),
+    "adapter_channels": _integer(WIDEST),
+    "adapter_heads": _integer(WIDEST),
+    "adapter_stride": _integer(LONGEST_STRIDE),
+    "window": _pair(0, WIDEST, f"two integers (frames before, frames after) from 0 to {WIDEST}"),
+    "mixer": _choice("attention", "conv1d", "conv3d"),
+    "norm": _choice("clip", "token"),
+    "stem": _choice("patch", "conv"),
+    "neck": _choice(None, "x2"),
+    "out_channels": _optional(_integer(WIDEST)),
+    "freeze_vit": _FLAG,
+    "temperature": _POSITIVE,
+    "radius": _POSITIVE,
+    "visible_threshold": _PROBABILITY,
+    "refined_visible_threshold": _PROBABILITY,
+    "confidence": _optional((lambda v: _are_numbers(v, 5), "5 numbers")),
+    "refined_confidence": _optional((lambda v: _are_numbers(v, 6), "6 numbers")),
+}
