@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .checks import check_features, check_finite, check_queries, check_tracks, check_video, refusal
 from .config import SoftArgmax
-from .ops.alignment import AlignmentOptions, Patches, grey_frames
+from .ops.alignment import Aligner, AlignmentOptions, Patches, grey_frames
 from .ops.matching import match, sample_features
 from .query_memory import remember
 from .tracking import Tracks
@@ -118,15 +118,12 @@ def refine_tracks(
     positions, correlations = [], []
     with torch.autocast(scale.device.type, enabled=False):  # which would round steps to half precision
         for b, clip in enumerate(video):
-            own = torch.cat([queries[b, :, :1], queries[b, :, 1:] * scale], dim=1).to(scale)
             grey = grey_frames(clip, size, scale)
-            seek = _Seeker(features[b : b + 1], size, soft_argmax)
-            parts = []
-            for some, estimates in zip(
-                own.split(QUERIES_TOGETHER), (tracks.xy[b] * scale).split(QUERIES_TOGETHER), strict=True
-            ):
-                patches = Patches(grey, some, options.alignment)
-                parts.append(_refined(patches, seek, estimates, options))
+            seek = Seeker(features[b : b + 1], size, soft_argmax)
+            frames = queries[b, :, 0].long().split(QUERIES_TOGETHER)
+            centres = (queries[b, :, 1:] * scale).to(scale).split(QUERIES_TOGETHER)
+            estimates = (tracks.xy[b] * scale).split(QUERIES_TOGETHER)
+            parts = [_refined(grey, seek, *part, options) for part in zip(frames, centres, estimates, strict=True)]
             xy, correlation, moved = (torch.cat(part) for part in zip(*parts, strict=True))
             positions.append(torch.where(moved[..., None], xy / scale, tracks.xy[b]))
             correlations.append(correlation.clamp(-1, 1))  # against rounding
@@ -136,84 +133,116 @@ def refine_tracks(
 
 
 def _refined(
-    patches: Patches,
-    seek: _Seeker,
+    grey: Tensor,  # (T, 1, H, W)
+    seek: Seeker,
+    frames: Tensor,  # (N,)
+    centres: Tensor,  # (N, 2)
     estimates: Tensor,  # (N, T, 2)
     options: RefineOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:  # (N, T, 2) positions, (N, T) correlations, (N, T) whether positions are other ones
-    path = _aligned(patches, seek, estimates, _Path.start(estimates), options)
+    aligner = Aligner(options.alignment, grey)
+    patches = aligner.patches(grey, frames, centres)
+
+    def aligned(estimates: Tensor, before: Path) -> Path:
+        """Goes from each query's frame forwards, and again backwards. What was sure before stands."""
+        path = Path(*(field.clone() for field in before))
+        for step in (1, -1):
+            trail = Trail.start(centres)
+            for t in range(len(grey))[::step]:
+                n = ((t - frames) * step > 0).nonzero()[:, 0]
+                stands = n[before.sure[n, t]]
+                trail.xy[stands], trail.warp[stands], trail.trusted[stands] = (
+                    path.xy[stands, t],
+                    path.warp[stands, t],
+                    True,
+                )
+                n = n[~before.sure[n, t]]
+                if not len(n):
+                    continue
+                carried = seek.next(trail.xy[n], t - step, t)
+                found, handed_on = align_from(
+                    aligner, grey[t], patches.of(n), estimates[n, t], carried, trail.of(n), options
+                )
+                for whole, part in zip(path, found, strict=True):
+                    whole[n, t] = part
+                for whole, part in zip(trail, handed_on, strict=True):
+                    whole[n] = part
+        return path
+
+    path = aligned(estimates, Path.start(estimates))
     if not options.query_memory:
         return path.xy, path.correlation, path.accepted
-    memory = remember(seek.features[0], patches.frames, seek.cells(path.xy), path.sure)
-    own = torch.arange(estimates.shape[1], device=estimates.device) == patches.frames[:, None]
+    memory = remember(seek.features[0], frames, seek.cells(path.xy), path.sure)
+    own = torch.arange(len(grey), device=estimates.device) == frames[:, None]
     again = (memory.count > 0) & ~path.sure & ~own  # (N, T) where queries are sought a second time
     n = again.any(dim=1).nonzero()[:, 0]
     estimates = estimates.clone()
     estimates[n] = torch.where(again[n, :, None], seek.everywhere(memory.features()[n]).to(estimates), estimates[n])
-    path = _aligned(patches, seek, estimates, path._replace(sure=~again), options)
+    path = aligned(estimates, path._replace(sure=~again))
     return path.xy, path.correlation, path.accepted | again
 
 
-class _Path(NamedTuple):
-    """What alignment found of each query in each frame."""
+class Path(NamedTuple):
+    """What alignment found of each query, in one frame or, with another dimension, in each."""
 
-    xy: Tensor  # (N, T, 2)
-    correlation: Tensor  # (N, T)
-    warp: Tensor  # (N, T, 2, 2)
-    accepted: Tensor  # (N, T) bool: whether the position is that of an alignment
-    sure: Tensor  # (N, T) bool: whether it is so good that neighbouring frames may build on it
+    xy: Tensor  # (N, [T,] 2)
+    correlation: Tensor  # (N, [T])
+    warp: Tensor  # (N, [T,] 2, 2)
+    accepted: Tensor  # (N, [T]) bool: whether the position is that of an alignment
+    sure: Tensor  # (N, [T]) bool: whether it is so good that neighbouring frames may build on it
 
     @staticmethod
-    def start(estimates: Tensor) -> _Path:
+    def start(estimates: Tensor) -> Path:
         """Before any alignment."""
         no = torch.zeros_like(estimates[..., 0], dtype=torch.bool)
         warp = torch.eye(2).to(estimates).repeat(*no.shape, 1, 1)
-        return _Path(estimates, torch.ones_like(estimates[..., 0]), warp, no, no)
+        return Path(estimates, torch.ones_like(estimates[..., 0]), warp, no, no)
 
 
-def _aligned(
+class Trail(NamedTuple):
+    """What a frame hands on to the next one."""
+
+    xy: Tensor  # (N, 2) where each point was
+    warp: Tensor  # (N, 2, 2) how its patch was turned and scaled
+    trusted: Tensor  # (N,) bool: whether the position came from an alignment
+
+    @staticmethod
+    def start(centres: Tensor) -> Trail:
+        """In the queries' own frames."""
+        warp = torch.eye(2).to(centres).repeat(len(centres), 1, 1)
+        return Trail(centres.clone(), warp, torch.ones_like(centres[:, 0], dtype=torch.bool))
+
+    def of(self, n: Tensor) -> Trail:  # (n,) indices
+        return Trail(*(field[n] for field in self))
+
+
+def align_from(
+    aligner: Aligner,
+    grey: Tensor,  # (1, H, W)
     patches: Patches,
-    seek: _Seeker,
-    estimates: Tensor,  # (N, T, 2)
-    before: _Path,
+    estimates: Tensor,  # (N, 2)
+    carried: Tensor,  # (N, 2)
+    trail: Trail,
     options: RefineOptions,
-) -> _Path:
-    """Goes from each query's frame forwards, and again backwards, one frame at a time. What was sure before stands."""
-    path = _Path(*(field.clone() for field in before))
-    frames = estimates.shape[1]
-    for step in (1, -1):
-        warp = torch.eye(2).to(estimates).repeat(len(estimates), 1, 1)
-        last = patches.centres.clone()  # where each point was in the frame before
-        trusted = torch.ones_like(last[:, 0], dtype=torch.bool)  # whether that came from an alignment
-        for t in range(frames)[::step]:
-            n = ((t - patches.frames) * step > 0).nonzero()[:, 0]
-            stands = n[before.sure[n, t]]
-            last[stands], warp[stands], trusted[stands] = path.xy[stands, t], path.warp[stands, t], True
-            n = n[~before.sure[n, t]]
-            if not len(n):
-                continue
-            estimate, turned = estimates[n, t], warp[n]
-            carried = seek.next(last[n], t - step, t)
-            found, plain = patches.align(t, n, torch.stack([estimate, carried], dim=1), turned)
-            best, other = found.start(0), found.start(1)
-            carries = other.correlation > options.carried_correlation
-            wins = trusted[n] & carries & (other.correlation > best.correlation)
-            best = best.where(~wins, other)
-            plain = plain[:, 0]
-            accepted = (best.correlation >= options.min_correlation) & (best.correlation >= plain)
-            area = torch.linalg.det(best.warp)
-            usual_area = (area > 1 / options.max_zoom) & (area < options.max_zoom)
-            sure = accepted & (best.correlation >= options.sure_correlation) & usual_area
-            last[n] = torch.where(accepted[:, None], best.xy, estimate)
-            warp[n] = torch.where(sure[:, None, None], best.warp, turned)
-            trusted[n] = sure | (trusted[n] & accepted)
-            path.xy[n, t], path.warp[n, t] = last[n], warp[n]
-            path.correlation[n, t] = torch.where(accepted, best.correlation, plain)
-            path.accepted[n, t], path.sure[n, t] = accepted, sure
-    return path
+) -> tuple[Path, Trail]:
+    """Aligns patches with one frame, from soft-argmax estimates and from positions carried over from the last frame."""
+    found, plain = aligner.align(grey, patches, torch.stack([estimates, carried], dim=1), trail.warp)
+    best, other = found.start(0), found.start(1)
+    carries = other.correlation > options.carried_correlation
+    wins = trail.trusted & carries & (other.correlation > best.correlation)
+    best = best.where(~wins, other)
+    plain = plain[:, 0]
+    accepted = (best.correlation >= options.min_correlation) & (best.correlation >= plain)
+    area = torch.linalg.det(best.warp)
+    usual_area = (area > 1 / options.max_zoom) & (area < options.max_zoom)
+    sure = accepted & (best.correlation >= options.sure_correlation) & usual_area
+    xy = torch.where(accepted[:, None], best.xy, estimates)
+    warp = torch.where(sure[:, None, None], best.warp, trail.warp)
+    path = Path(xy, torch.where(accepted, best.correlation, plain), warp, accepted, sure)
+    return path, Trail(xy, warp, sure | (trail.trusted & accepted))
 
 
-class _Seeker:
+class Seeker:
     """Soft-argmax in pixels of the patches."""
 
     def __init__(

@@ -55,96 +55,112 @@ class Alignment(NamedTuple):
         return Alignment(self.xy[:, s], self.warp[:, s], self.correlation[:, s])
 
 
-class Patches:
-    """The patch around each query in its own frame, ready to be aligned with any other.
+class Patches(NamedTuple):
+    """The patch around each of N queries in its own frame, ready to be aligned with any frame."""
 
-    A patch is weighted by a Gaussian, its mean removed, its standard deviation 1: gain and bias do not matter.
-    """
+    values: Tensor  # (N, P) weighted mean 0 and standard deviation 1: gain and bias do not matter
+    shift_solver: Tensor  # (N, 4, P)
+    affine_solver: Tensor  # (N, 8, P)
 
-    def __init__(
-        self,
-        grey: Tensor,  # (T, 1, H, W)
-        queries: Tensor,  # (N, 3) (t, x, y) in its pixels
-        options: AlignmentOptions,
-    ) -> None:
-        self.grey = grey
+    def of(self, n: Tensor) -> Patches:  # (n,) indices
+        return Patches(*(field[n] for field in self))
+
+
+class Aligner:
+    """Cuts patches out of frames and aligns them with others. A patch is weighted by a Gaussian."""
+
+    def __init__(self, options: AlignmentOptions, like: Tensor) -> None:
         self.options = options
-        self.frames = queries[:, 0].long()
-        self.centres = queries[:, 1:]
         radius = options.patch_radius
-        side = torch.arange(-radius, radius + 1).to(grey)
+        side = torch.arange(-radius, radius + 1).to(like)
         across, down = (part.flatten() for part in torch.meshgrid(side, side, indexing="xy"))
         self.cells = torch.stack([across, down])  # (2, P)
         weights = torch.exp(-(across.square() + down.square()) / (2 * (0.7 * radius) ** 2))
         self.weights = weights / weights.sum()
+
+    def patches(
+        self,
+        grey: Tensor,  # (T, 1, H, W)
+        frames: Tensor,  # (N,)
+        centres: Tensor,  # (N, 2) in its pixels
+    ) -> Patches:
         x, y = grey.new_tensor([0.5, 0.0]), grey.new_tensor([0.0, 0.5])
-        self.values, spread = self._normalised(self._in_own_frames(self.centres))
-        slope_x = (self._in_own_frames(self.centres + x) - self._in_own_frames(self.centres - x)) / spread
-        slope_y = (self._in_own_frames(self.centres + y) - self._in_own_frames(self.centres - y)) / spread
-        shift, light = [slope_x, slope_y], [self.values, torch.ones_like(self.values)]
+        values, spread = self._normalised(self._cut(grey, frames, centres))
+        slope_x = (self._cut(grey, frames, centres + x) - self._cut(grey, frames, centres - x)) / spread
+        slope_y = (self._cut(grey, frames, centres + y) - self._cut(grey, frames, centres - y)) / spread
+        across, down = self.cells
+        shift, light = [slope_x, slope_y], [values, torch.ones_like(values)]
         affine = [slope_x * across, slope_x * down, slope_y * across, slope_y * down]
-        self.shift_solver = self._solver([*shift, *light], [1e-2] * 2 + [1e-3] * 2)
-        self.affine_solver = self._solver([*shift, *affine, *light], [1e-2] * 2 + [1.0] * 4 + [1e-3] * 2)
+        shift_solver = self._solver([*shift, *light], [1e-2] * 2 + [1e-3] * 2)
+        affine_solver = self._solver([*shift, *affine, *light], [1e-2] * 2 + [1.0] * 4 + [1e-3] * 2)
+        return Patches(values, shift_solver, affine_solver)
 
     def align(
         self,
-        t: int,
-        n: Tensor,  # (n,)
+        grey: Tensor,  # (1, H, W)
+        patches: Patches,  # of n queries
         starts: Tensor,  # (n, S, 2)
         warp: Tensor,  # (n, 2, 2)
     ) -> tuple[Alignment, Tensor]:
-        """Patches `n` in frame t, from each of S starts and a warp: the best fit on the way, and the fit at the starts.
+        """Patches in a frame, from each of S starts and a warp: the best fit on the way, and the fit at the starts.
 
         One that is led far away from its start has lost its hold: correlation -1.
         """
         options = self.options
-        own = self.values[n, None]
-        solvers = (self.shift_solver[n], self.affine_solver[n])
+        own = patches.values[:, None]
         xy = starts
         warp = warp[:, None].expand(*starts.shape, 2)
-        error, plain = self._compare(t, own, xy, warp)
+        error, plain = self._compare(grey, own, xy, warp)
         best = Alignment(xy, warp, plain)
         for step in range(options.shift_steps + options.affine_steps):
+            affine = step >= options.shift_steps
+            solver = patches.affine_solver if affine else patches.shift_solver
             # no matrix product: that rounds one query alone otherwise than many together
-            change = (error[:, :, None] * solvers[step >= options.shift_steps][:, None]).sum(-1)
-            if step >= options.shift_steps:
+            change = (error[:, :, None] * solver[:, None]).sum(-1)
+            if affine:
                 warp = _undone(warp, change[..., 2:6].unflatten(-1, (2, 2)).clamp(-0.2, 0.2))
             xy = xy - (warp @ change[..., :2, None].clamp(-options.max_step, options.max_step))[..., 0]
-            error, fit = self._compare(t, own, xy, warp)
+            error, fit = self._compare(grey, own, xy, warp)
             best = best.where(best.correlation >= fit, Alignment(xy, warp, fit))
         held = (best.xy - starts).norm(dim=-1) <= options.max_shift
         return best._replace(correlation=best.correlation.where(held, -torch.ones_like(fit))), plain
 
     def _compare(
         self,
-        t: int,
+        grey: Tensor,  # (1, H, W)
         own: Tensor,  # (n, 1, P)
         xy: Tensor,  # (n, S, 2)
         warp: Tensor,  # (n, S, 2, 2)
     ) -> tuple[Tensor, Tensor]:
         """Differences (n, S, P) from a query's patch, and correlations (n, S) with it."""
-        values, _ = self._normalised(self._sample(t, xy.flatten(0, 1), warp.flatten(0, 1)).unflatten(0, xy.shape[:2]))
+        sampled = self._sample(grey, xy.flatten(0, 1), warp.flatten(0, 1)).unflatten(0, xy.shape[:2])
+        values, _ = self._normalised(sampled)
         return values - own, (values * own * self.weights).sum(-1)
 
-    def _in_own_frames(self, xy: Tensor) -> Tensor:  # (N, 2) -> (N, P)
+    def _cut(
+        self,
+        grey: Tensor,  # (T, 1, H, W)
+        frames: Tensor,  # (N,)
+        xy: Tensor,  # (N, 2)
+    ) -> Tensor:  # (N, P)
         values = xy.new_empty(len(xy), self.cells.shape[1])
-        for t in self.frames.unique().tolist():
-            n = (self.frames == t).nonzero()[:, 0]
-            values[n] = self._sample(t, xy[n], torch.eye(2).to(xy).expand(len(n), 2, 2))
+        for t in frames.unique().tolist():
+            n = (frames == t).nonzero()[:, 0]
+            values[n] = self._sample(grey[t], xy[n], torch.eye(2).to(xy).expand(len(n), 2, 2))
         return values
 
     def _sample(
         self,
-        t: int,
+        grey: Tensor,  # (1, H, W)
         xy: Tensor,  # (n, 2)
         warp: Tensor,  # (n, 2, 2)
     ) -> Tensor:  # (n, P)
-        height, width = self.grey.shape[-2:]
+        height, width = grey.shape[-2:]
         scale = xy.new_tensor([2 / width, 2 / height])
         middle = (xy * scale - 1).flatten()[:, None]  # not part of the product, which may be in TF32
         places = torch.addmm(middle, (warp * scale[:, None]).flatten(0, 1), self.cells)  # one product for all patches
         places = places.unflatten(0, (len(xy), 2)).transpose(1, 2)
-        return F.grid_sample(self.grey[t][None], places[None], padding_mode="border", align_corners=False)[0, 0]
+        return F.grid_sample(grey[None], places[None], padding_mode="border", align_corners=False)[0, 0]
 
     def _normalised(self, values: Tensor) -> tuple[Tensor, Tensor]:  # (..., P) -> (..., P), (..., 1)
         centred = values - (values * self.weights).sum(-1, keepdim=True)
