@@ -52,10 +52,10 @@ def test_frame_by_frame_is_the_whole_clip_without_the_frames_before(clip):
     after = torch.arange(FRAMES) > own[:, None]
     whole = remember(features, own, cells, sure & after)
     first = torch.stack([at(features, cells[n], int(own[n])) for n in range(QUERIES)])
-    stream = QueryMemory(first)
+    stream = QueryMemory.start(first)
     for t in range(FRAMES):
-        stream.update(features[t], cells[:, t], sure[:, t], seen=after[:, t])
-    assert torch.equal(stream.count, whole.count) and stream.count.sum() > 0
+        stream = stream.updated(features[t], cells[:, t], sure[:, t], seen=after[:, t])
+    assert torch.equal(stream.added, whole.added) and stream.added.sum() > 0
     torch.testing.assert_close(stream.features(), whole.features())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,18 +12,17 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 
 from . import checkpoints, chunking
-from .checkpoints import Checkpoint
+from .building import build
 from .checks import check_choice, check_features, check_flag, check_matching, check_queries, check_video
 from .confidence import add_confidence, confidence_weights
-from .config import ChronoConfig, SoftArgmax
+from .config import SoftArgmax
 from .frame_store import Offload
 from .network import ChronoNetwork
 from .ops.temporal_attention import check_backend
+from .point_tracker import PointTracker
 from .refine import Refine, RefineOptions, refine_tracks
 from .streaming import FeatureStream
 from .tracking import Tracks, find_tracks
-from .vit import create_vit
-from .weights import UnwrittenWeights, checked_state
 
 
 class ChronoBackbone(
@@ -154,6 +153,50 @@ class ChronoBackbone(
         """
         return FeatureStream(self, stats, grid=grid, causal=causal, force=force)
 
+    def point_tracker(
+        self,
+        queries: Tensor | None = None,  # (N, 3) or (1, N, 3) (t, x, y)
+        *,
+        image_size: Sequence[float],
+        stats: Tensor | None = None,  # (1, adapters, 2)
+        grid: tuple[int, int] | None = None,
+        causal: bool = False,
+        force: bool = False,
+        refine: Refine = None,
+        confidence: bool = False,
+        temperature: float | None = None,
+        radius: float | None = None,
+        visible_threshold: float | None = None,
+    ) -> PointTracker:
+        """Starts a tracker for frames as they come, such as a camera's: `tracker.add(points)`, then `tracker(frame)`.
+
+        Args:
+            queries: Points that are known beforehand, (t, x, y) in pixels; their ids are 0 … N - 1.
+            image_size: (height, width) of the frames.
+            stats, grid, causal, force: As in `stream`.
+            refine, confidence, temperature, radius, visible_threshold: As in `track`. Refinement uses past frames only.
+
+        Returns:
+            A `PointTracker`.
+
+        Raises:
+            ValueError: An argument is not as above, or the model's confidence was not fitted.
+        """
+        return PointTracker(
+            self,
+            queries,
+            image_size=image_size,
+            stats=stats,
+            grid=grid,
+            causal=causal,
+            force=force,
+            refine=refine,
+            confidence=confidence,
+            temperature=temperature,
+            radius=radius,
+            visible_threshold=visible_threshold,
+        )
+
     @torch.no_grad()
     def track(
         self,
@@ -256,57 +299,9 @@ class ChronoBackbone(
             num_heads=num_heads,
             **config_overrides,
         )
-        model = cls.from_checkpoint(checkpoint)
+        model = build(cls, checkpoint)
         model.backend = backend
         return model
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> ChronoBackbone:
-        """Builds a model with the weights of a checkpoint; sizes are compared before any memory is taken.
-
-        Raises:
-            ValueError: No model can be built, or the weights do not fit; the message names the keys.
-            OSError: The ViT's weights are left to timm, which cannot fetch them.
-        """
-        config, state, source, vit_from_timm = checkpoint
-        if state is None:
-            return cls._with_timm_weights(config)
-        plan = cls._on_meta(config, source)
-        if vit_from_timm:
-            expected = {key: value for key, value in plan.state_dict().items() if not key.startswith("vit.")}
-            state = checked_state(expected, state, source)
-            _check_vit_size(plan, source)
-            model = cls._with_timm_weights(config)
-            model.load_state_dict(state, strict=False)  # what else it has is the ViT
-            return model
-        state = checked_state(plan.state_dict(), state, source)
-        plan.load_state_dict(state, assign=True)
-        if not any(tensor.is_meta for tensor in plan.buffers()):
-            return plan
-        model = cls(config)  # rotary tables are computed, not stored
-        model.load_state_dict(state)
-        return model
-
-    @classmethod
-    def _on_meta(cls, config: ChronoConfig, source: str) -> ChronoBackbone:
-        """A model without memory, which has names, shapes and types."""
-        try:
-            with torch.device("meta"), UnwrittenWeights():
-                return cls(config)
-        except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:  # sizes that no tensor can have
-            raise ValueError(f"{source}: no model can have this configuration ({error})") from error
-
-    @classmethod
-    def _with_timm_weights(cls, config: ChronoConfig) -> ChronoBackbone:
-        try:
-            return cls(config, pretrained_vit=True)
-        except (OSError, RuntimeError) as error:
-            raise OSError(
-                f"the weights of {config.vit} are missing: model.safetensors of the hub repository timm/{config.vit} "
-                f"could not be fetched ({type(error).__name__}). Download it where there is a network "
-                f"(hf download timm/{config.vit}) and copy the Hugging Face cache, or name the file: "
-                "vit_kwargs={'pretrained_cfg_overlay': {'file': 'path/to/model.safetensors'}}"
-            ) from error
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -338,13 +333,3 @@ class ChronoBackbone(
         check_flag("push_to_hub", push_to_hub)
         checkpoints.save(self.config, self.state_dict(), save_directory, adapters_only=adapters_only)
         return checkpoints.push(save_directory, repo_id, **push_options) if push_to_hub else None
-
-
-def _check_vit_size(plan: ChronoNetwork, source: str) -> None:
-    """ValueError where a file's vit_kwargs would make timm's ViT much larger than it is."""
-    config = plan.config
-    with torch.device("meta"):
-        usual = create_vit(config.vit, {}, pretrained=False)
-    size, usual_size = (sum(p.numel() for p in vit.parameters()) for vit in (plan.vit, usual))
-    if size > 2 * usual_size:  # a table of positions may be larger
-        raise ValueError(f"{source}: vit_kwargs make {config.vit} of {size} parameters; expected about {usual_size}")

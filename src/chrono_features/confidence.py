@@ -6,6 +6,7 @@ refine positions, how well the pixels agree is one of the signals, with weights 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -172,6 +173,56 @@ def _track_signals(
     return found
 
 
+class FrameConfidence:
+    """The same for frames as they come. Features of the points' query frames are kept while their points are.
+
+    Args:
+        weights: Of `probability`.
+        image_size: (height, width) in pixels that positions refer to.
+        soft_argmax: How positions are read from similarity maps.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[float],
+        image_size: tuple[float, float],
+        soft_argmax: SoftArgmax,
+    ) -> None:
+        self._weights = weights
+        self._image_size = image_size
+        self._soft_argmax = soft_argmax
+        self.query_frames: dict[int, Tensor] = {}  # (C, h, w)
+
+    def copy(self) -> FrameConfidence:
+        other = copy.copy(self)
+        other.query_frames = self.query_frames.copy()
+        return other
+
+    def judge(
+        self,
+        features: Tensor,  # (C, h, w)
+        own_features: Tensor,  # (N, C)
+        own_frames: Tensor,  # (N,)
+        own: Tensor,  # (N, 2) pixels
+        xy: Tensor,  # (N, 2) pixels
+        correlation: Tensor | None,  # (N,)
+    ) -> Tensor:  # (N,)
+        used = own_frames.unique().tolist()
+        self.query_frames = {t: self.query_frames[t] for t in used}
+        height, width = self._image_size
+        rows, columns = features.shape[-2:]
+        places = xy / torch.tensor([width / columns, height / rows], device=xy.device)
+        maps = map_signals(features, own_features, places, self._soft_argmax)
+        first = torch.zeros_like(own_frames)
+        sought = sample_features(features[None], first, places, wide_dtype(features.dtype))
+        cycle = torch.empty_like(maps[:, :1])
+        for t, there in self.query_frames.items():
+            n = (own_frames == t).nonzero()[:, 0]
+            cycle[n, 0] = cycle_error(there, sought[n], own[n], self._image_size, self._soft_argmax).to(cycle)
+        pixels = [] if correlation is None else [correlation[:, None].to(maps)]
+        return probability(torch.cat([maps, cycle, *pixels], dim=-1).float(), self._weights)
+
+
 def probability(
     signals: Tensor,  # (..., S)
     weights: Sequence[float],
@@ -234,25 +285,52 @@ def _map_signals(
     rows, columns = features.shape[-2:]
     dtype = wide_dtype(features.dtype)
     own_features = sample_features(features, own_frames, own, dtype)
-    farthest = min(soft_argmax.radius, 2 * math.hypot(rows, columns))
-    x, y = torch.arange(columns).to(places) + 0.5, torch.arange(rows).to(places) + 0.5
     signals = places.new_empty(*places.shape[:2], 3)
     step = max(1, default_budget(own.device) // (4 * rows * columns * dtype.itemsize))
     for t, frame in enumerate(features):
         frame = frame.to(own.device)  # features may be in main memory
-        flat = frame.to(dtype).flatten(1)
-        for start in range(0, len(places), step):
-            n = slice(start, start + step)
-            maps = own_features[n] @ flat
-            found = sample_features(frame[None], torch.zeros_like(own_frames[n]), places[n, t], dtype)
-            similarity = (own_features[n] * found).sum(-1)
-            far = ((x - places[n, t, :1]) ** 2)[:, None] + ((y - places[n, t, 1:]) ** 2)[..., None] >= farthest**2
-            rival = maps.masked_fill(~far.flatten(1), -math.inf).amax(-1)
-            rival = rival.where(rival > -math.inf, similarity)  # the disc covers everything: no rival, no margin
-            spread = torch.softmax(soft_argmax.temperature * (maps - maps.amax(-1, keepdim=True)), dim=-1)
-            entropy = torch.special.entr(spread).sum(-1) / math.log(max(2, rows * columns))
-            signals[n, t] = torch.stack([similarity, similarity - rival, entropy], dim=-1).to(signals)
+        for n in torch.arange(len(places), device=own.device).split(step):
+            signals[n, t] = map_signals(frame, own_features[n], places[n, t], soft_argmax).to(signals)
     return signals
+
+
+def map_signals(
+    frame: Tensor,  # (C, h, w)
+    own_features: Tensor,  # (N, C)
+    places: Tensor,  # (N, 2) cells
+    soft_argmax: SoftArgmax,
+) -> Tensor:  # (N, 3)
+    """Similarity, margin and entropy of positions in a frame."""
+    rows, columns = frame.shape[-2:]
+    farthest = min(soft_argmax.radius, 2 * math.hypot(rows, columns))
+    x = torch.arange(columns).to(places) + 0.5
+    y = torch.arange(rows).to(places) + 0.5
+    maps = own_features @ frame.to(own_features).flatten(1)
+    first = torch.zeros_like(places[:, 0], dtype=torch.long)
+    similarity = (own_features * sample_features(frame[None], first, places, own_features.dtype)).sum(-1)
+    far = ((x - places[:, :1]) ** 2)[:, None] + ((y - places[:, 1:]) ** 2)[..., None] >= farthest**2
+    rival = maps.masked_fill(~far.flatten(1), -math.inf).amax(-1)
+    rival = rival.where(rival > -math.inf, similarity)  # the disc covers everything: no rival, no margin
+    spread = torch.softmax(soft_argmax.temperature * (maps - maps.amax(-1, keepdim=True)), dim=-1)
+    entropy = torch.special.entr(spread).sum(-1) / math.log(max(2, rows * columns))
+    return torch.stack([similarity, similarity - rival, entropy], dim=-1)
+
+
+def cycle_error(
+    there: Tensor,  # (C, h, w), the queries' frame
+    sought: Tensor,  # (N, C), features at found positions
+    own: Tensor,  # (N, 2) pixels, where the queries are
+    image_size: tuple[float, float],
+    soft_argmax: SoftArgmax,
+) -> Tensor:  # (N,) log(1 + distance / 4)
+    """How far from its query a found position is found again in the query's frame."""
+    height, width = image_size
+    rows, columns = there.shape[-2:]
+    cell = own.new_tensor([width / columns, height / rows])
+    to_256 = own.new_tensor([256 / width, 256 / height])
+    back = match(there[None, None], sought[None], None, None, soft_argmax).cells[0, :, 0]
+    off = (back.to(own) * cell - own) * to_256
+    return torch.log1p(off.norm(dim=-1).clamp(max=LARGEST_CYCLE_ERROR) / NEAR)
 
 
 def _cycle_error(
@@ -264,18 +342,13 @@ def _cycle_error(
     soft_argmax: SoftArgmax,
 ) -> Tensor:  # (N, T)
     """Every found position, sought in the frame of its query."""
-    frames, channels, rows, columns = features.shape
-    budget = default_budget(own.device)
-    step = max(1, budget // (4 * frames * channels * 4))
-    cell = own.new_tensor([image_size[1] / columns, image_size[0] / rows])
-    to_256 = own.new_tensor([256 / image_size[1], 256 / image_size[0]])
+    frames, channels = features.shape[:2]
+    step = max(1, default_budget(own.device) // (4 * frames * channels * 4))
     error = own.new_empty(places.shape[:2])
     for t in own_frames.unique().tolist():
-        frame = features[None, t : t + 1]
         for n in (own_frames == t).nonzero()[:, 0].split(step):
             time = torch.arange(frames, device=own.device).repeat(len(n))
             sought = sample_features(features, time, places[n].flatten(0, 1), wide_dtype(features.dtype))
-            back = match(frame, sought[None], None, None, soft_argmax, memory_budget=budget).cells[0, :, 0]
-            off = ((back.to(own) * cell).unflatten(0, (len(n), frames)) - own[n, None]) * to_256
-            error[n] = off.norm(dim=-1).clamp(max=LARGEST_CYCLE_ERROR)
-    return torch.log1p(error / NEAR)
+            found = cycle_error(features[t], sought, own[n].repeat_interleave(frames, 0), image_size, soft_argmax)
+            error[n] = found.unflatten(0, (len(n), frames))
+    return error

@@ -7,7 +7,7 @@ import mmap
 import os
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -30,6 +30,13 @@ class FrameQueue:
 
     def append(self, chunk: Tensor) -> None:  # (B, n, ...)
         self._chunks.append(chunk)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All frames that wait, in one tensor (B, n, ...); empty without any."""
+        return {"frames": torch.cat(list(self._chunks), dim=1)} if self._chunks else {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._chunks = deque(state.values())
 
     def take(self, count: int) -> Tensor:  # (B, count, ...)
         """Removes and returns the first `count` frames."""

@@ -7,6 +7,8 @@ feature does not.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,31 +17,30 @@ from .dtypes import wide_dtype
 from .ops.matching import sample_features
 
 
-class QueryMemory:
+class QueryMemory(NamedTuple):
     """The features of N queries, and what frames beside their own have added, one frame at a time.
 
     Memory ends where a track is first not sure: what follows a gap may be another point.
-
-    Args:
-        own: The feature of each query in its own frame.
     """
 
-    def __init__(
-        self,
-        own: Tensor,  # (N, C)
-    ) -> None:
-        self.own, self.total = own, torch.zeros_like(own)
-        self.count = torch.zeros_like(own[:, :1])
-        self.unbroken = torch.ones_like(own[:, 0], dtype=torch.bool)
+    own: Tensor  # (N, C) the feature of each query in its own frame
+    total: Tensor  # (N, C) the sum of the others
+    added: Tensor  # (N, 1) how many these are
+    unbroken: Tensor  # (N,) bool: whether the track was sure of every frame so far
 
-    def update(
+    @staticmethod
+    def start(own: Tensor) -> QueryMemory:  # (N, C)
+        unbroken = torch.ones_like(own[:, 0], dtype=torch.bool)
+        return QueryMemory(own, torch.zeros_like(own), torch.zeros_like(own[:, :1]), unbroken)
+
+    def updated(
         self,
         features: Tensor,  # (C, h, w)
         cells: Tensor,  # (N, 2) (x, y)
         sure: Tensor,  # (N,) bool
         seen: Tensor | None = None,  # (N,) bool
-    ) -> None:
-        """Adds the next frame.
+    ) -> QueryMemory:
+        """The memory after the next frame.
 
         Args:
             features: Features of the frame.
@@ -48,14 +49,16 @@ class QueryMemory:
             seen: Whose turn the frame is; None is everyone's. The others are as before.
         """
         seen = torch.ones_like(sure) if seen is None else seen
-        self.unbroken &= sure | ~seen
-        n = (self.unbroken & seen).nonzero()[:, 0]
-        self.total[n] += sample_features(features[None], torch.zeros_like(n), cells[n], self.own.dtype)
-        self.count[n] += 1
+        unbroken = self.unbroken & (sure | ~seen)
+        n = (unbroken & seen).nonzero()[:, 0]
+        found = sample_features(features[None], torch.zeros_like(n), cells[n], self.own.dtype)
+        total = self.total.index_add(0, n, found)
+        added = self.added.index_add(0, n, torch.ones_like(found[:, :1]))
+        return QueryMemory(self.own, total, added, unbroken)
 
     def features(self) -> Tensor:
         """L2-normalised (N, C): the query's own feature and the mean of the others, at equal weight."""
-        return F.normalize(self.own + self.total / self.count.clamp(min=1), dim=1)
+        return F.normalize(self.own + self.total / self.added.clamp(min=1), dim=1)
 
 
 def remember(
@@ -73,9 +76,9 @@ def remember(
         sure: Which of these positions are trusted.
     """
     n = torch.arange(len(frames), device=frames.device)
-    memory = QueryMemory(sample_features(features, frames, cells[n, frames], wide_dtype(features.dtype)))
+    memory = QueryMemory.start(sample_features(features, frames, cells[n, frames], wide_dtype(features.dtype)))
     for step in (1, -1):
-        memory.unbroken.fill_(True)
+        memory = memory._replace(unbroken=torch.ones_like(memory.unbroken))
         for t in range(len(features))[::step]:
-            memory.update(features[t], cells[:, t], sure[:, t], seen=(t - frames) * step > 0)
+            memory = memory.updated(features[t], cells[:, t], sure[:, t], seen=(t - frames) * step > 0)
     return memory

@@ -22,6 +22,7 @@ from .config import SoftArgmax
 from .ops.alignment import Aligner, AlignmentOptions, Patches, grey_frames
 from .ops.matching import match, sample_features
 from .query_memory import remember
+from .records import rows
 from .tracking import Tracks
 
 Refine = Literal["photometric"] | None  # how a tracker refines positions
@@ -161,7 +162,7 @@ def _refined(
                     continue
                 carried = seek.next(trail.xy[n], t - step, t)
                 found, handed_on = align_from(
-                    aligner, grey[t], patches.of(n), estimates[n, t], carried, trail.of(n), options
+                    aligner, grey[t], rows(patches, n), estimates[n, t], carried, rows(trail, n), options
                 )
                 for whole, part in zip(path, found, strict=True):
                     whole[n, t] = part
@@ -174,7 +175,7 @@ def _refined(
         return path.xy, path.correlation, path.accepted
     memory = remember(seek.features[0], frames, seek.cells(path.xy), path.sure)
     own = torch.arange(len(grey), device=estimates.device) == frames[:, None]
-    again = (memory.count > 0) & ~path.sure & ~own  # (N, T) where queries are sought a second time
+    again = (memory.added > 0) & ~path.sure & ~own  # (N, T) where queries are sought a second time
     n = again.any(dim=1).nonzero()[:, 0]
     estimates = estimates.clone()
     estimates[n] = torch.where(again[n, :, None], seek.everywhere(memory.features()[n]).to(estimates), estimates[n])
@@ -211,9 +212,6 @@ class Trail(NamedTuple):
         """In the queries' own frames."""
         warp = torch.eye(2).to(centres).repeat(len(centres), 1, 1)
         return Trail(centres.clone(), warp, torch.ones_like(centres[:, 0], dtype=torch.bool))
-
-    def of(self, n: Tensor) -> Trail:  # (n,) indices
-        return Trail(*(field[n] for field in self))
 
 
 def align_from(
@@ -264,7 +262,15 @@ class Seeker:
         """From positions in one frame to another: where the features that are there are found."""
         frame = torch.full_like(xy[:, 0], before, dtype=torch.long)
         own = sample_features(self.features[0], frame, self.cells(xy), xy.dtype)
-        return self._found(self.features[:, after : after + 1], own)[:, 0].to(xy)
+        return self.find(after, own).to(xy)
+
+    def find(
+        self,
+        frame: int,
+        own: Tensor,  # (N, C)
+    ) -> Tensor:  # (N, 2)
+        """Where features are found in one frame."""
+        return self._found(self.features[:, frame : frame + 1], own)[:, 0]
 
     def everywhere(
         self,

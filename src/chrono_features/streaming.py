@@ -8,7 +8,7 @@ Everything else is frame by frame, so the features are those of the whole clip.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -98,7 +98,7 @@ class FeatureStream:
             raise ValueError(
                 f"frames of shape {tuple(frames.shape)}; expected B={self._batch}, as of earlier frames or stats"
             )
-        with self._all_or_nothing():
+        with self.all_or_nothing():
             self._batch = len(frames)
             parts = frames.to(self._model.device).split(1 if self._one_by_one else frames.shape[1], dim=1)
             ready = [self._advance(*self._model.embed(part, self._grid)) for part in parts]
@@ -110,13 +110,36 @@ class FeatureStream:
         model = self._model
         tokens = model.vit.num_prefix_tokens + self._grid[0] * self._grid[1]
         nothing = torch.empty(self._batch or 1, 0, tokens, model.vit.embed_dim, device=model.device, dtype=model.dtype)
-        with self._all_or_nothing():
+        with self.all_or_nothing():
             features = self._advance(nothing, None, last=True)
         self.reset()
         return features
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that the stream holds back, as tensors.
+
+        A stream of the same model with the same options resumes from it: see `load_state_dict`.
+        """
+        state = {
+            f"stages.{name}.{key}": v for name, stage in self._stages.items() for key, v in stage.state_dict().items()
+        }
+        state |= {f"fine.{key}": v for key, v in self._fine.state_dict().items()}
+        return state | {"batch": torch.tensor(self._batch or 0)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Resumes from what `state_dict` returned.
+
+        Raises:
+            KeyError: Something is missing: the state is of another model.
+        """
+        self.reset()
+        for name, stage in self._stages.items():
+            stage.load_state_dict(part_of(state, f"stages.{name}."))
+        self._fine.load_state_dict(part_of(state, "fine."))
+        self._batch = int(state["batch"]) or self._batch
+
     @contextmanager
-    def _all_or_nothing(self) -> Iterator[None]:
+    def all_or_nothing(self) -> Iterator[None]:
         """Undoes what a call did before it failed: some stages would have its frames, and others not."""
         before = {name: stage.copy() for name, stage in self._stages.items()}, self._fine.copy(), self._batch
         try:
@@ -155,6 +178,16 @@ class AdapterStage:
         other = copy.copy(self)
         other._waiting = self._waiting.copy()
         return other
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {f"waiting.{key}": v for key, v in self._waiting.state_dict().items()}
+        state["counts"] = torch.tensor([self._first, self._next, self._end])
+        return state if self._coarse is None else state | {"coarse": self._coarse}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._first, self._next, self._end = state["counts"].tolist()
+        self._coarse = state.get("coarse")
+        self._waiting.load_state_dict(part_of(state, "waiting."))
 
     def push(
         self,
@@ -199,6 +232,11 @@ def next_fine(
 ) -> Tensor | None:
     """The fine features of the next frames, for models with a neck."""
     return fine.take(x.shape[1]) if model.neck is not None else None
+
+
+def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What stands under a prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def any_frames(x: Tensor) -> bool:

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..authors import read_authors
 from ..backbone import ChronoBackbone
+from ..building import build
 from ..checkpoints import Checkpoint
 from ..evaluation import verification
 from ..progress import progress
@@ -39,7 +40,7 @@ def convert(
         raise FileNotFoundError(f"checkpoint={checkpoint}: no such file; expected a checkpoint")
     with progress(f"converting {checkpoint.name}", counted=False):
         found = Checkpoint(*read_authors(checkpoint, num_heads, size), source=str(checkpoint))
-        ChronoBackbone.from_checkpoint(found).save_pretrained(out)
+        build(ChronoBackbone, found).save_pretrained(out)
     done(out, "config.json and model.safetensors", track_with(out))
 
 

@@ -62,9 +62,6 @@ class Patches(NamedTuple):
     shift_solver: Tensor  # (N, 4, P)
     affine_solver: Tensor  # (N, 8, P)
 
-    def of(self, n: Tensor) -> Patches:  # (n,) indices
-        return Patches(*(field[n] for field in self))
-
 
 class Aligner:
     """Cuts patches out of frames and aligns them with others. A patch is weighted by a Gaussian."""
