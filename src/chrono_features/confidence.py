@@ -182,12 +182,7 @@ class FrameConfidence:
         soft_argmax: How positions are read from similarity maps.
     """
 
-    def __init__(
-        self,
-        weights: Sequence[float],
-        image_size: tuple[float, float],
-        soft_argmax: SoftArgmax,
-    ) -> None:
+    def __init__(self, weights: Sequence[float], image_size: tuple[float, float], soft_argmax: SoftArgmax) -> None:
         self._weights = weights
         self._image_size = image_size
         self._soft_argmax = soft_argmax

@@ -306,8 +306,6 @@ class PointTracker:
                 points.features[None],
                 self._model.visibility_head,
                 self._visible_threshold,
-                torch.float32,
-                None,
             )[0, :, 0]
             visible: Any = tracks.visible
             correlation = confidence = None
@@ -341,8 +339,7 @@ class PointTracker:
             self._refiner.start(grey, queries * self._scale.to(queries), own)
         if self._judge is not None and len(queries):
             self._judge.query_frames[self._next] = features[0, 0]
-        self._ids = self._ids[~starts]
-        self._waiting = self._waiting[~starts]
+        self._ids, self._waiting = self._ids[~starts], self._waiting[~starts]
         return self._keep(points, points.ids.argsort())
 
     def _keep(self, points: _Points, n: Tensor) -> _Points:

@@ -102,8 +102,8 @@ def find_tracks(
     query_features: Tensor | None,  # (B, N, C)
     visibility_head: nn.Module | None,
     visible_threshold: float,
-    correlation_dtype: torch.dtype,
-    memory_budget: int | None,
+    correlation_dtype: torch.dtype = torch.float32,
+    memory_budget: int | None = None,
 ) -> Tracks:
     """`soft_argmax_track` for arguments that were checked; see there."""
     height, width = image_size
