@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chrono_features.data.clip import LabelledVideo
+from chrono_features.data.clip import Clip
 from chrono_features.data.readers import open_dataset
 
 Image = pytest.importorskip("PIL.Image")
@@ -40,11 +40,11 @@ def write(path: Path, contents, protocol: int = 4) -> str:
     return str(path)
 
 
-def load_all(kind: str, path: str, size=(8, 10)) -> dict[str, LabelledVideo]:
+def load_all(kind: str, path: str, size=(8, 10)) -> dict[str, Clip]:
     return {entry.name: entry.load() for entry in open_dataset(kind, path, size)}
 
 
-def load_one(tmp_path: Path, size=(8, 10), **changes) -> LabelledVideo:
+def load_one(tmp_path: Path, size=(8, 10), **changes) -> Clip:
     return load_all("davis", write(tmp_path / "davis.pkl", {"goat": item(**changes)}), size)["goat"]
 
 

@@ -32,10 +32,10 @@ import torch
 
 from chrono_features import ChronoBackbone
 from chrono_features.cli.evaluation import open_all
-from chrono_features.data.clip import Dataset, Entry, LabelledVideo, Unusable
+from chrono_features.data.clip import Clip, Dataset, Entry, Unusable
 from chrono_features.data.synthetic import Variety, load_textures, make_clip
 from chrono_features.data.synthetic.variety import NOTHING
-from chrono_features.data.synthetic_clips import FIRST_SEED, SyntheticClips, labelled
+from chrono_features.data.synthetic_clips import FIRST_SEED, SyntheticClips
 from chrono_features.evaluation.scores import FeatureCache, track_records
 from chrono_features.evaluation.trackers import Tracker, from_model
 from chrono_features.files import write_beside
@@ -163,7 +163,7 @@ class Noisy:
         for noise, index in itertools.product(NOISE, range(24)):
             yield Entry(f"{noise}/{index}", f"noise {noise}", partial(self._load, noise, index))
 
-    def _load(self, noise: float, index: int) -> LabelledVideo:
+    def _load(self, noise: float, index: int) -> Clip:
         clip = make_clip(
             FIRST_SEED + 4000 + index,
             frames=16,
@@ -174,9 +174,10 @@ class Noisy:
             frame_step=0.3,
             variety=SLOW,
         )
-        grain = torch.randn(clip.video.shape, generator=torch.Generator().manual_seed(index))
-        noisy = dataclasses.replace(clip, video=(clip.video + noise * grain).clamp(0, 1))
-        return labelled(f"{noise}/{index}", f"noise {noise}", noisy)
+        grain = torch.randn(clip.frames.shape, generator=torch.Generator().manual_seed(index))
+        frames = (255 * (clip.frames + noise * grain).clamp(0, 1)).round().byte()
+        names = {"name": f"{noise}/{index}", "group": f"noise {noise}"}
+        return dataclasses.replace(clip, frames=frames, xy=clip.xy.double(), **names)
 
 
 def score(model: ChronoBackbone, data: Dataset, grid: tuple[int, int], adapters: bool = True) -> dict[str, float]:

@@ -32,12 +32,12 @@ def measure(
     """Every seen point out of its query frame, by way of finding it; the first three in pixels."""
     clip = make_clip(seed, frames=FRAMES, size=(SIDE, SIDE), points=POINTS, frame_step=1.0)
     seen = clip.visible.any(dim=1)
-    truth, visible = clip.tracks[seen], clip.visible[seen]
+    truth, visible = clip.xy[seen], clip.visible[seen]
     own = visible.int().argmax(dim=1)  # first frame in which it is seen
     index = torch.arange(len(truth))
     start = truth[index, own]
     queries = torch.cat([own[:, None].float(), start], dim=1)[None].to(model.device)
-    video = clip.video[None].to(model.device)
+    video = clip.frames[None].to(model.device)
     features = model(video)
     cells = queries[0, :, 1:] * features.shape[-1] / SIDE
     wanted = sample_features(features[0], queries[0, :, 0].long(), cells, torch.float32)[None]

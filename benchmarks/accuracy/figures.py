@@ -32,7 +32,7 @@ def worst_tracks(records: list[dict[str, Any]], data: Any, rows: int) -> Image.I
     for record in worst:
         video, track = entries[record["video"]].load(), record["worst"][0]
         start, end = int(track["query"][0]), len(video.frames) - 1
-        seen = np.flatnonzero(video.valid[track["track"]] & ~video.occluded[track["track"]])
+        seen = np.flatnonzero((video.valid & video.visible)[track["track"]])
         seen = seen[(seen >= start) & (seen <= end)]  # the truth is marked there
         frames = seen[np.linspace(0, len(seen) - 1, COLUMNS).round().astype(int)]
         pictures = [Image.fromarray(p).resize((SIDE, SIDE)) for p in draw_clip(video, track, frames.tolist())]

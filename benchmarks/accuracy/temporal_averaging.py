@@ -102,13 +102,13 @@ def synthetic(
     )
     middle = slice(times // 2, None, times)
     clip = make(points=POINTS)
-    video = clip.video.unflatten(0, (FRAMES, times)).mean(1)
-    xy, visible = clip.tracks[:, middle], clip.visible[:, middle]
+    video = clip.frames.unflatten(0, (FRAMES, times)).mean(1)
+    xy, visible = clip.xy[:, middle], clip.visible[:, middle]
     keep = visible.any(1)
     xy, visible = xy[keep], visible[keep]
     with mock.patch.object(scene, "_Shot", _EveryCell):
         cells = make(points=1, photometric=False)
-    places = cells.tracks[:, middle].unflatten(0, (FRAMES, -1))
+    places = cells.xy[:, middle].unflatten(0, (FRAMES, -1))
     seen = cells.visible[:, middle].unflatten(0, (FRAMES, -1))
     video = video if damage is None else damage(video, seed)
     queries = draw_queries(xy, visible, torch.Generator().manual_seed(seed))
@@ -121,9 +121,9 @@ def real(path: str, damage: Callable[[Tensor, int], Tensor] | None) -> Iterator[
         video = entry.load()
         clean = video.frames[:REAL_FRAMES]
         frames = clean if damage is None else (255 * damage(clean / 255, index)).round().byte()
-        visible, known = (torch.from_numpy(v)[:, :REAL_FRAMES] for v in (~video.occluded, video.valid))
+        visible, known = video.visible[:, :REAL_FRAMES], video.valid[:, :REAL_FRAMES]
         keep = (visible & known).any(1)
-        xy, visible, known = torch.from_numpy(video.xy).float()[keep, :REAL_FRAMES], visible[keep], known[keep]
+        xy, visible, known = video.xy.float()[keep, :REAL_FRAMES], visible[keep], known[keep]
         queries = draw_queries(xy, visible & known, torch.Generator().manual_seed(index))
         yield Sample(video.name, frames, xy, visible, known, queries)
 

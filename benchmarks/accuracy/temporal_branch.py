@@ -152,9 +152,9 @@ def training_clip(seed: int, frames: int, textures: Tensor) -> tuple[Tensor, Ten
         frame_step=log_uniform(g, *(SLOW if slow else USUAL)),
         variety=OCCLUDED if chance(g, 1 / 3) else Variety(),
     )
-    clean = augment_colour(clip.video, g)
-    queries = draw_queries(clip.tracks, clip.visible, g)
-    return clean, damage(clean, g), queries, clip.tracks, clip.visible
+    clean = augment_colour(clip.frames, g)
+    queries = draw_queries(clip.xy, clip.visible, g)
+    return clean, damage(clean, g), queries, clip.xy, clip.visible
 
 
 def damage(video: Tensor, g: Generator) -> Tensor:

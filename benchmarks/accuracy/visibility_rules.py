@@ -20,7 +20,7 @@ from rich.progress import track as progress
 from torch import Tensor
 
 from chrono_features import ChronoBackbone, Tracks, refine
-from chrono_features.data.clip import LabelledVideo
+from chrono_features.data.clip import Clip
 from chrono_features.data.readers import open_dataset
 from chrono_features.evaluation.scores import FeatureCache, track_records
 from chrono_features.evaluation.trackers import Tracker, from_model
@@ -59,11 +59,11 @@ class Column:
         path, _, most = behind.rpartition(":") if behind.rpartition(":")[2].isdigit() else (behind, "", "")
         return Column(title or kind, kind, path, int(most) if most else None)
 
-    def videos(self) -> Iterator[LabelledVideo]:
+    def videos(self) -> Iterator[Clip]:
         entries = list(itertools.islice(open_dataset(self.kind, self.path), self.most))
         for entry in progress(entries, self.title):
             video = entry.load()
-            assert isinstance(video, LabelledVideo)
+            assert isinstance(video, Clip)
             yield video
 
 
@@ -109,7 +109,7 @@ def refining_with(constants: dict[str, float]) -> Iterator[None]:
         vars(refine).update(before)
 
 
-def scores(model: ChronoBackbone, video: LabelledVideo) -> Scores:
+def scores(model: ChronoBackbone, video: Clip) -> Scores:
     """In percent: <delta_avg of every part; average Jaccard, accuracy and balanced accuracy of every rule."""
     cache = FeatureCache(video.frames, str(model.device))
     found: dict[tuple[str, str], float | None] = {}

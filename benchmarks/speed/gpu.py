@@ -130,7 +130,7 @@ def check_tracks(device: str) -> list[harness.Row]:
     """Refined positions, correlations and confidences, and labels carried through a clip: of the same features."""
     clip = make_clip(5, frames=6, size=(128, 128))
     model = ChronoBackbone.from_pretrained("chrono-tiny")
-    video, queries = clip.video[None], grid_queries(8, (128, 128), t=2)
+    video, queries = clip.frames[None], grid_queries(8, (128, 128), t=2)
     features = model(video)
     masks = (torch.arange(128) < 64).float().expand(1, 1, 128, 128)
     found = []
@@ -148,8 +148,8 @@ def check_clips(device: str) -> list[harness.Row]:
     rows = []
     for scene in ("raycast", "layers"):
         cpu, gpu = (make_clip(3, frames=4, scene=scene, device=d) for d in ("cpu", device))
-        rows.append(_checked(f"{scene} clips, tracks", gpu.tracks, cpu.tracks, "tf32"))
-        rows.append(_checked(f"{scene} clips, pictures", gpu.video, cpu.video, "tf32"))
+        rows.append(_checked(f"{scene} clips, tracks", gpu.xy, cpu.xy, "tf32"))
+        rows.append(_checked(f"{scene} clips, pictures", gpu.frames, cpu.frames, "tf32"))
     return rows
 
 

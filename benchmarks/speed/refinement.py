@@ -23,7 +23,7 @@ def without_memory(model: ChronoBackbone, video: torch.Tensor, features: torch.T
 @torch.no_grad()
 def measure(device: str, repeats: int, sides: Sequence[int], frames: int = 48) -> dict[str, list[harness.Row]]:
     model = ChronoBackbone.from_pretrained("chrono-tiny").to(device)
-    video = make_clip(1, frames=frames, size=(256, 256), device=device).video[None]
+    video = make_clip(1, frames=frames, size=(256, 256), device=device).frames[None]
     features, tables = model(video), {}
     for side in sides:
         queries = grid_queries(side, (256, 256)).to(device)

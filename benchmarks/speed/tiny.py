@@ -21,7 +21,7 @@ PLAIN_VIT = "vit_tiny_patch16_224"
 def measure(device: str, repeats: int, frames: int = FRAMES) -> dict[str, list[harness.Row]]:
     model = ChronoBackbone.from_pretrained("chrono-tiny").to(device)
     plain = timm.create_model(PLAIN_VIT, img_size=IMAGE[0], num_classes=0).to(device).eval()
-    video = make_clip(1, frames=frames, size=IMAGE, device=device).video[None]
+    video = make_clip(1, frames=frames, size=IMAGE, device=device).frames[None]
     queries = grid_queries(16, IMAGE).to(device)
     runs = {
         "chrono-tiny, features": lambda: model(video),

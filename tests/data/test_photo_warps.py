@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from warped_photographs import SIZE, generator, plan_and_homography, waves
 
 from chrono_features.data import photo_warps as warps
-from chrono_features.data.clip import LabelledVideo, Unusable
+from chrono_features.data.clip import Clip, Unusable
 from chrono_features.data.photo_warps import FRAMES, PLANS, POINTS, PhotoWarps, render
 from chrono_features.data.synthetic_clips import SyntheticClips
 
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def videos(folder) -> dict[str, LabelledVideo]:
+def videos(folder) -> dict[str, Clip]:
     return {entry.name: entry.load() for entry in PhotoWarps(folder, SIZE)}
 
 
@@ -38,7 +38,7 @@ def of_group(videos):
     return lambda group: [video for video in videos.values() if video.group == group]
 
 
-def black_frames(video: LabelledVideo) -> np.ndarray:
+def black_frames(video: Clip) -> np.ndarray:
     return (video.frames.flatten(1) == 0).all(dim=1).numpy()
 
 
@@ -54,9 +54,9 @@ def test_points_keep_their_colour(of_group, group):
     """Under a track the colour stays, and beside it, on any side, it is another one."""
     height, width = SIZE
     for video in of_group(group):
-        seen = torch.from_numpy(~video.occluded)
+        seen = video.visible
         shifts = torch.tensor([[0.0, 0.0], [0.5, 0.0], [-0.5, 0.0], [0.0, 0.5], [0.0, -0.5]])
-        xy = torch.from_numpy(video.xy).float()
+        xy = video.xy.float()
         inside = ((xy > 1) & (xy < torch.tensor([width - 1, height - 1]))).all(-1) & seen & seen[:, :1]
         changes = []
         for shift in shifts:
@@ -92,9 +92,9 @@ def test_entries(folder, videos):
         assert video.frames.shape == (FRAMES, 3, *SIZE)
         assert video.frames.dtype == torch.uint8
         assert video.xy.shape == (POINTS, FRAMES, 2)
-        assert video.xy.dtype == np.float64
-        assert video.occluded.shape == video.valid.shape == (POINTS, FRAMES)
-        assert video.occluded.dtype == video.valid.dtype == bool
+        assert video.xy.dtype == torch.float64
+        assert video.visible.shape == video.valid.shape == (POINTS, FRAMES)
+        assert video.visible.dtype == video.valid.dtype == torch.bool
         assert video.group == "gaps/blackout" or video.valid.all()
 
 
@@ -113,10 +113,10 @@ def test_a_name_is_a_clip(folder, videos):
 def test_visibility_is_exact(videos):
     left = 0
     for video in videos.values():
-        inside = ((video.xy >= 0) & (video.xy < SIZE[::-1])).all(-1)
-        assert np.array_equal(~video.occluded, inside & ~black_frames(video))
-        assert not video.occluded[:, 0].any()
-        assert (~video.occluded).sum(1).min() >= 0.5 * (~black_frames(video)).sum()
+        inside = ((video.xy >= 0) & (video.xy < torch.tensor(SIZE[::-1]))).all(-1)
+        assert np.array_equal(video.visible, inside.numpy() & ~black_frames(video))
+        assert video.visible[:, 0].all()
+        assert video.visible.sum(1).min() >= 0.5 * (~black_frames(video)).sum()
         left += (~inside).sum()
     assert left > 100  # or the checks above say nothing
 
@@ -144,9 +144,9 @@ def test_points_are_all_over_the_first_frame():
     assert (share.mean(dim=0) - 0.5).abs().max() < 0.1
 
 
-def affine(video: LabelledVideo) -> np.ndarray:  # (T, 2, 2)
+def affine(video: Clip) -> np.ndarray:  # (T, 2, 2)
     """The best linear map of the first frame's points to every frame's."""
-    centred = video.xy - video.xy.mean(0)
+    centred = (video.xy - video.xy.mean(0)).numpy()
     return np.stack([np.linalg.lstsq(centred[:, 0], centred[:, t], rcond=None)[0].T for t in range(FRAMES)])
 
 
@@ -175,7 +175,7 @@ def test_zooms_and_turns_go_either_way():
 
 def test_homography_is_far_from_affine(of_group):
     def residual(video):
-        centred = video.xy - video.xy.mean(0)
+        centred = (video.xy - video.xy.mean(0)).numpy()
         return np.linalg.norm(centred[:, -1] - centred[:, 0] @ affine(video)[-1].T, axis=-1).mean() / max(SIZE)
 
     tilted = [residual(video) for video in of_group("warps/homography")]
@@ -204,8 +204,8 @@ def test_blackouts_hide_everything_and_only_what_follows_is_scored(of_group):
         for start, end in gaps:
             assert start >= 2
             assert end < FRAMES
-            assert video.occluded[:, start:end].all()
-            assert not video.occluded[:, [start - 1, end]].all(axis=0).any()
+            assert not video.visible[:, start:end].any()
+            assert video.visible[:, [start - 1, end]].any(0).all()
             assert (np.linalg.norm(np.diff(video.xy[:, start - 1 : end], axis=1), axis=-1).mean(0) > 1e-3).all()
         end = gaps[0][1]
         assert video.valid[:, 0].all()

@@ -49,7 +49,7 @@ def test_table(images: Path) -> None:
     b, a = [[0, 0], [11.25, -4], [7.5, 6]], [[30, 24], [0, 0], [0, 0]]
     np.testing.assert_allclose(video.xy, [b, a], rtol=1e-15)
     np.testing.assert_array_equal(video.valid, [[True, True, True], [True, False, False]])
-    np.testing.assert_array_equal(video.occluded[video.valid], [True, True, False, False])
+    np.testing.assert_array_equal(video.visible[video.valid], [False, False, True, True])
     sizes = [file.stat().st_size for file in images.rglob("*") if file.is_file()]
     assert dataset.fingerprint() == {"files": 4, "bytes": sum(sizes)} and len(sizes) == 4
 

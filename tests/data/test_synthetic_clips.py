@@ -36,12 +36,12 @@ def test_held_out_clips_are_the_generators(monkeypatch, index, group, scene):
     variety = {"variety": heldout.OCCLUDED} if group == "occluded" else {}
     clip = make_clip(heldout.FIRST_SEED + 7 + index, frames=6, size=(32, 40), points=128, scene=scene, **variety)
     assert (video.name, video.group) == (entry.name, entry.group) == (f"synthetic/{group}/{index:02d}", entry.group)
-    assert (video.frames.float() / 255 - clip.video).abs().max() <= 0.5 / 255 + 1e-6
+    assert (video.frames.float() / 255 - clip.frames).abs().max() <= 0.5 / 255 + 1e-6
     assert video.frames.dtype == torch.uint8
-    assert np.array_equal(video.xy, clip.tracks.numpy())
-    assert video.xy.dtype == np.float64
-    assert np.array_equal(video.occluded, ~clip.visible.numpy())
-    assert (~video.occluded).any(axis=1).all()
+    assert np.array_equal(video.xy, clip.xy)
+    assert video.xy.dtype == torch.float64
+    assert torch.equal(video.visible, clip.visible)
+    assert video.visible.any(1).all()
     assert video.valid.all()
 
 
@@ -71,7 +71,7 @@ def test_held_out_textures(tmp_path, monkeypatch):
     kept = load_textures(tmp_path, "validation")
     clip = make_clip(heldout.FIRST_SEED, frames=2, size=(24, 24), points=128, scene="raycast", textures=kept)
     video = next(iter(data)).load()
-    assert torch.equal(video.frames, (255 * clip.video).round().byte())
+    assert torch.equal(video.frames, (255 * clip.frames).round().byte())
     (tmp_path / "4.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match=r"4\.png: not a readable image"):
         next(iter(SyntheticClips(tmp_path))).load()

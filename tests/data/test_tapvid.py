@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pickled_videos import SHARD, item, jpegs, lanczos, load_all, load_one, pictures, write
 
 from chrono_features.data import tapvid as pickled
@@ -27,10 +28,10 @@ def test_davis_exactly(tmp_path: Path, protocol: int) -> None:
         assert (video.name, video.group) == (entry.name, "davis")
         for frame, picture in zip(video.frames.numpy(), expected["video"], strict=True):
             np.testing.assert_array_equal(frame, lanczos(picture, 8, 10))
-        assert video.xy.dtype == np.float64
+        assert video.xy.dtype == torch.float64
         np.testing.assert_array_equal(video.xy, expected["points"].astype(np.float64) * [10, 8])
-        np.testing.assert_array_equal(video.occluded, expected["occluded"])
-        assert video.occluded.dtype == video.valid.dtype == bool and video.valid.all()
+        np.testing.assert_array_equal(video.visible, ~expected["occluded"])
+        assert video.visible.dtype == video.valid.dtype == torch.bool and video.valid.all()
 
 
 def test_rgb_stacking_has_indices_for_names(tmp_path: Path) -> None:

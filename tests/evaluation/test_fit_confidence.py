@@ -6,14 +6,14 @@ import torch
 
 from chrono_features import ChronoBackbone
 from chrono_features.confidence import fit, probability, track_signals
-from chrono_features.data.clip import Entry, LabelledVideo, Unusable
+from chrono_features.data.clip import Clip, Entry, Unusable
 from chrono_features.evaluation import fit_confidence as module
 from chrono_features.evaluation.fit_confidence import FIRST_CLIP, fit_confidence
 
 SIZE, FRAMES, POINTS = (40, 48), 4, 12
 
 
-def video(seed: int) -> LabelledVideo:
+def video(seed: int) -> Clip:
     """A still picture that trembles; some points are said to be elsewhere, some are hidden or not known at times."""
     draws = np.random.default_rng(seed)
     still, noise = draws.integers(0, 256, (3, *SIZE)), draws.integers(-9, 10, (FRAMES, 3, *SIZE))
@@ -24,7 +24,8 @@ def video(seed: int) -> LabelledVideo:
     valid[6:8, 1] = False
     occluded[8, 0] = True  # its query is in the second frame
     frames = torch.from_numpy((still + noise).clip(0, 255).astype(np.uint8))
-    return LabelledVideo(f"v{seed}", "tests", frames, xy, occluded, valid)
+    visible = ~torch.from_numpy(occluded)
+    return Clip(frames, torch.from_numpy(xy), visible, torch.from_numpy(valid), name=f"v{seed}", group="tests")
 
 
 made: list[tuple] = []  # what was opened, with which options
@@ -66,8 +67,7 @@ def expected_weights(model, refine):
     signals, good = [], []
     for seed in range(4):
         v = video(seed)
-        seen = ~v.occluded & v.valid
-        start = [int(np.argmax(s)) for s in seen]
+        start = (v.visible & v.valid).int().argmax(1).tolist()
         queries = torch.tensor([[t, *v.xy[n, t]] for n, t in enumerate(start)], dtype=torch.float32)[None]
         tracks = model.track(v.frames[None], queries, refine=refine)
         features = model(v.frames[None])
@@ -75,9 +75,9 @@ def expected_weights(model, refine):
         for n in range(POINTS):
             for t in range(start[n] + 1, FRAMES):
                 if v.valid[n, t]:
-                    x, y = (tracks.xy[0, n, t].numpy() - v.xy[n, t]) * (256 / SIZE[1], 256 / SIZE[0])
+                    x, y = (tracks.xy[0, n, t] - v.xy[n, t]) * torch.tensor([256 / SIZE[1], 256 / SIZE[0]])
                     signals.append(found[n, t])
-                    good.append(np.hypot(x, y) < 4 and not v.occluded[n, t])
+                    good.append(np.hypot(x, y) < 4 and bool(v.visible[n, t]))
     assert 0.1 < np.mean(good) < 0.9
     return fit(torch.stack(signals), torch.tensor(good))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from chrono_features.data.clip import LabelledVideo
+from chrono_features.data.clip import Clip
 from chrono_features.evaluation.report import write_report
 from chrono_features.evaluation.worst_tracks import FOUND, TRUTH
 
@@ -71,14 +71,16 @@ class Page(HTMLParser):
         return self.rows[start:end]
 
 
-def labelled(name: str, frames: int = FRAMES, group: str = "precision/planar") -> LabelledVideo:
+def labelled(name: str, frames: int = FRAMES, group: str = "precision/planar") -> Clip:
     """Grey frames. Track n stands still at (8 + 12 n, 40); it is hidden in frame 3 and unknown in frame 4."""
     xy = np.stack(
         [np.full((POINTS, frames), 0.0) + 8 + 12 * np.arange(POINTS)[:, None], np.full((POINTS, frames), 40)], -1
     )
     occluded, valid = np.zeros((POINTS, frames), bool), np.ones((POINTS, frames), bool)
     occluded[:, 3], valid[:, 4] = True, False
-    return LabelledVideo(name, group, torch.full((frames, 3, SIDE, SIDE), 90, dtype=torch.uint8), xy, occluded, valid)
+    pixels = torch.full((frames, 3, SIDE, SIDE), 90, dtype=torch.uint8)
+    visible = ~torch.from_numpy(occluded)
+    return Clip(pixels, torch.from_numpy(xy), visible, torch.from_numpy(valid), name=name, group=group)
 
 
 def worst(track: int, delta: float | None, frames: int = FRAMES, t: int = 1) -> dict[str, Any]:
@@ -156,7 +158,7 @@ def results() -> dict[str, Any]:
 
 @pytest.fixture
 def render(tmp_path: Path) -> Callable[..., str]:
-    def render(results: dict[str, Any], clips: int = 6, video: Callable[[str], LabelledVideo] = labelled) -> str:
+    def render(results: dict[str, Any], clips: int = 6, video: Callable[[str], Clip] = labelled) -> str:
         write_report(tmp_path / "report.html", results, lambda data, name: video(name), clips)
         assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
         return (tmp_path / "report.html").read_text()
@@ -308,7 +310,7 @@ def test_clips_are_videos_of_the_worst_tracks(
 def test_first_begins_at_the_query_and_long_videos_are_thinned(render: Callable[..., str], tmp_path: Path) -> None:
     from chrono_features.video import read_video
 
-    def long(name: str) -> LabelledVideo:
+    def long(name: str) -> Clip:
         return labelled(name, 100)
 
     for mode, t, expected in (("first", 0, 34), ("first", 80, 20), ("strided", 80, 34)):
@@ -328,7 +330,7 @@ def test_clips_vary_and_every_video_is_loaded_once(render: Callable[..., str]) -
 
     loaded = []
 
-    def load(name: str) -> LabelledVideo:
+    def load(name: str) -> Clip:
         loaded.append(name)
         return labelled(name)
 
@@ -365,7 +367,7 @@ def test_nothing_measured(render: Callable[..., str]) -> None:
 
 
 def test_an_existing_file_survives_a_failure(results: dict[str, Any], tmp_path: Path) -> None:
-    def fail(data: str, name: str) -> LabelledVideo:
+    def fail(data: str, name: str) -> Clip:
         raise ValueError("the file is gone")
 
     path = tmp_path / "report.html"

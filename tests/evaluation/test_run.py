@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from chrono_features import Tracks
-from chrono_features.data.clip import Entry, LabelledVideo, MaskClip, Unusable
+from chrono_features.data.clip import Clip, Entry, MaskClip, Unusable
 from chrono_features.evaluation.masks import mask_consistency, mask_queries, propagation_metrics
 from chrono_features.evaluation.metrics import bootstrap_interval
 from chrono_features.evaluation.protocol import MODES, THRESHOLDS
@@ -27,14 +27,15 @@ from chrono_features.evaluation.trackers import Tracker, from_tracker
 FRAMES, TRACKS = 6, 4
 
 
-def labelled(name: str = "v", group: str = "g", seed: int = 0, size: tuple[int, int] = (32, 32)) -> LabelledVideo:
+def labelled(name: str = "v", group: str = "g", seed: int = 0, size: tuple[int, int] = (32, 32)) -> Clip:
     """Random tracks that no two share a place of; some points are hidden, some unknown, none of the first frame."""
     rng = np.random.default_rng(seed)
     frames = torch.from_numpy(rng.integers(0, 256, (FRAMES, 3, *size), np.uint8))
     xy = rng.uniform(0.2, 0.8, (TRACKS, FRAMES, 2)) * size[::-1]
     occluded, valid = rng.random((2, TRACKS, FRAMES)) < [[[0.3]], [[0.8]]]
     occluded[:, 0], valid[:, 0] = False, True
-    return LabelledVideo(name, group, frames, xy, occluded, valid)
+    visible = ~torch.from_numpy(occluded)
+    return Clip(frames, torch.from_numpy(xy), visible, torch.from_numpy(valid), name=name, group=group)
 
 
 def masked(name: str = "m") -> MaskClip:
@@ -98,15 +99,16 @@ class Counting:
         return from_tracker(self.name, self)
 
 
-def oracle(*videos: LabelledVideo, shift: float = 0.0, **more: Any) -> Tracker:
+def oracle(*videos: Clip, shift: float = 0.0, **more: Any) -> Tracker:
     """Returns the truth; `shift` moves it to the right, in pixels at 256 x 256."""
 
     def track(clip: torch.Tensor, queries: torch.Tensor) -> Tracks:
         (video,) = [v for v in videos if torch.equal(v.frames, clip[0])]
-        own = np.array([np.abs(video.xy[:, int(t)] - (x, y)).sum(-1).argmin() for t, x, y in queries[0].tolist()])
-        xy = video.xy[own] + (shift * clip.shape[-1] / 256, 0)
-        xy, occluded = torch.from_numpy(xy).float(), torch.from_numpy(video.occluded[own])
-        return Tracks(xy[None], torch.ones_like(xy[None, ..., 0]), ~occluded[None], **more)
+        own = torch.stack(
+            [(video.xy[:, int(t)] - torch.tensor([x, y])).abs().sum(-1).argmin() for t, x, y in queries[0].tolist()]
+        )
+        xy = (video.xy[own] + torch.tensor([shift * clip.shape[-1] / 256, 0])).float()
+        return Tracks(xy[None], torch.ones_like(xy[None, ..., 0]), video.visible[own][None], **more)
 
     return from_tracker("oracle", track)
 
@@ -437,7 +439,7 @@ def test_a_failed_write_leaves_file_and_parts(tmp_path, monkeypatch) -> None:
 # Scores
 
 
-def one(tracker: Tracker, video: LabelledVideo, mode: str = "first") -> dict[str, Any]:
+def one(tracker: Tracker, video: Clip, mode: str = "first") -> dict[str, Any]:
     (record,) = track_records(tracker, video, [mode], FeatureCache(video.frames, "cpu"))
     return record
 
@@ -445,7 +447,7 @@ def one(tracker: Tracker, video: LabelledVideo, mode: str = "first") -> dict[str
 @pytest.mark.parametrize("mode", MODES)
 def test_a_perfect_tracker_scores_one_in_everything(mode) -> None:
     video = labelled(group="articulated/dogs")
-    video.occluded[1:, 3] = True  # a frame with a single joint
+    video.visible[1:, 3] = False  # a frame with a single joint
     metrics = one(oracle(video), video, mode)["metrics"]
     assert metrics.keys() > {"pck_0.2", "balanced_accuracy", "average_precision", "average_jaccard"}
     assert set(metrics.values()) == {1.0}
@@ -472,20 +474,20 @@ def test_what_a_record_holds(tmp_path) -> None:
         "mode": "strided",
         "frames": FRAMES,
     }
-    usable = ~video.occluded & video.valid
+    usable = video.visible & video.valid
     assert record["points"] == len(record["track_delta"]) == usable[:, ::5].sum()
     assert record["seconds"]["tracking"] > 0 == record["seconds"]["features"] and "reliability" not in record
 
 
 def test_pck_is_of_joints_only() -> None:
     """The reference is the longer side of the box around the joints: a fifth of it, strictly."""
-    xy = np.zeros((2, 2, 2))
-    xy[1] = 100, 50  # far apart; the box is 100 x 50
+    xy = torch.zeros(2, 2, 2).double()
+    xy[1] = torch.tensor([100, 50])  # far apart; the box is 100 x 50
     xy += 100
-    frames, seen = torch.zeros(2, 3, 256, 256, dtype=torch.uint8), np.zeros((2, 2), bool)
+    frames, seen = torch.zeros(2, 3, 256, 256, dtype=torch.uint8), torch.ones(2, 2, dtype=torch.bool)
 
     def metrics(group: str, shift: float) -> dict[str, float]:
-        video = LabelledVideo("v", group, frames, xy, seen, ~seen)
+        video = Clip(frames, xy, seen, seen, name="v", group=group)
         return one(oracle(video, shift=shift), video)["metrics"]
 
     assert "pck_0.2" not in metrics("planar/articulated", 0)
@@ -544,8 +546,8 @@ def test_trackers_with_the_same_features_share_them(tmp_path) -> None:
 def test_the_worst_tracks_are_numbered_as_in_the_video(mode) -> None:
     """The last track is lost. In the mode strided, queries and tracks have different numbers."""
     video = labelled()
-    video.occluded[:], video.valid[:] = False, True
-    video.occluded[0, :2] = True  # strided: no query of track 0 in frame 0
+    video.visible[:], video.valid[:] = True, True
+    video.visible[0, :2] = False  # strided: no query of track 0 in frame 0
     truth = oracle(video)
 
     def track(clip, queries, _):
@@ -566,14 +568,14 @@ def test_the_worst_tracks_are_numbered_as_in_the_video(mode) -> None:
         np.testing.assert_allclose(video.xy[worst["track"], int(t)], (x, y), atol=0.006)
         off = 9.0 if worst["track"] == 3 else 0.0
         np.testing.assert_allclose(np.array(worst["xy"]) - off, video.xy[worst["track"]], atol=0.051)
-        assert worst["visible"] == (~video.occluded[worst["track"]]).astype(int).tolist()
+        assert worst["visible"] == video.visible[worst["track"]].int().tolist()
 
 
 def test_reliability() -> None:
     """Stated probabilities beside how often points were seen and near."""
     video = labelled()
-    video.occluded[:], video.valid[:] = False, True
-    video.occluded[2:, 1:] = True
+    video.visible[:], video.valid[:] = True, True
+    video.visible[2:, 1:] = False
     confidence = torch.full((1, TRACKS, FRAMES), 0.75)
     confidence[:, 0] = 0.15
     record = one(oracle(video, confidence=confidence), video)
@@ -588,7 +590,7 @@ def test_reliability() -> None:
 def test_certainty_of_being_visible_comes_from_logits() -> None:
     video = labelled()
     logits = torch.zeros(1, TRACKS, FRAMES, 2)
-    logits[..., 0] = torch.from_numpy(np.where(video.occluded, -1.0, 1.0))  # the wrong way round
+    logits[..., 0] = torch.where(video.visible, 1.0, -1.0)  # the wrong way round
     metrics = one(oracle(video, logits=logits), video)["metrics"]
     assert metrics["average_precision"] < metrics["balanced_accuracy"] == 1
 
@@ -597,9 +599,9 @@ def test_a_tracker_without_visibility_calls_everything_visible() -> None:
     video = labelled()
     blind = from_tracker("blind", lambda clip, queries: Tracks((x := Counting()(clip, queries)).xy, x.similarity))
     record = one(blind, video)
-    after = video.valid.copy()
+    after = video.valid.clone()
     after[:, 0] = False
-    assert record["metrics"]["occlusion_accuracy"] == pytest.approx((~video.occluded & after).sum() / after.sum())
+    assert record["metrics"]["occlusion_accuracy"] == pytest.approx(float((video.visible & after).sum() / after.sum()))
     assert record["metrics"]["balanced_accuracy"] == 0.5
 
 
@@ -622,8 +624,8 @@ def test_numbers_that_json_does_not_know(tmp_path) -> None:
 def test_a_video_without_queries(group) -> None:
     """Points that are seen only between the frames that the mode strided asks about."""
     video = labelled(group=group)
-    video.occluded[:] = True
-    video.occluded[0, 1] = False
+    video.visible[:] = False
+    video.visible[0, 1] = True
     record = one(Counting().tracker, video, "strided")
     assert record["points"] == 0 and record["worst"] == record["track_delta"] == []
     assert set(record["metrics"].values()) == {None}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from chrono_features.data.clip import LabelledVideo
+from chrono_features.data.clip import Clip
 
 pytest.importorskip("PIL")
 
@@ -13,13 +13,13 @@ from chrono_features.evaluation.worst_tracks import FOUND, TRUTH, draw_clip
 FRAMES, SIDE = 6, 64
 
 
-def labelled() -> LabelledVideo:
+def labelled() -> Clip:
     """Grey frames, and a track that stands still at (20, 40); it is occluded in frame 3 and unknown in frame 4."""
     xy = np.broadcast_to(np.array([20.0, 40.0]), (1, FRAMES, 2))
     occluded, valid = np.zeros((1, FRAMES), bool), np.ones((1, FRAMES), bool)
     occluded[:, 3], valid[:, 4] = True, False
     frames = torch.full((FRAMES, 3, SIDE, SIDE), 90, dtype=torch.uint8)
-    return LabelledVideo("a", "group", frames, xy, occluded, valid)
+    return Clip(frames, torch.from_numpy(xy.copy()), ~torch.from_numpy(occluded), torch.from_numpy(valid))
 
 
 def distance(image: np.ndarray, x: float, y: float, colour: tuple[int, int, int]) -> int:

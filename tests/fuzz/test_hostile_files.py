@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from chrono_features import ChronoBackbone, Tracks
 from chrono_features.cli.queries import read_points
-from chrono_features.data.clip import LabelledVideo, Unusable
+from chrono_features.data.clip import Clip, Unusable
 from chrono_features.data.readers import open_dataset
 from chrono_features.video import read_video
 
@@ -68,10 +68,10 @@ def of_points(points: dict[str, tuple[float, float, float]]) -> None:
 def of_dataset(videos: list[Any]) -> None:
     for video in videos:
         height, width = video.frames.shape[-2:]
-        if isinstance(video, LabelledVideo):
-            assert np.isfinite(video.xy).all() and video.xy.shape[:2] == video.occluded.shape == video.valid.shape
-            seen = video.xy[~video.occluded & video.valid]
-            assert ((seen >= 0) & (seen <= (width, height))).all()
+        if isinstance(video, Clip):
+            assert video.xy.isfinite().all() and video.xy.shape[:2] == video.visible.shape == video.valid.shape
+            seen = video.xy[video.visible & video.valid]
+            assert ((seen >= 0) & (seen <= torch.tensor([width, height]))).all()
         else:
             assert video.masks.shape == (len(video.frames), height, width) and video.masks.min() >= 0
 

@@ -13,7 +13,7 @@ import typer
 from ..backbone import ChronoBackbone
 from ..checkpoints import check_name
 from ..checks import check_choice, printable
-from ..data.clip import SIZE, Dataset, Entry, LabelledVideo
+from ..data.clip import SIZE, Clip, Dataset, Entry
 from ..data.readers import KINDS, open_dataset
 from ..evaluation.fit_confidence import fit_confidence as fit
 from ..evaluation.protocol import check_mode
@@ -256,14 +256,14 @@ def _at_hand(results: Mapping[str, Any], data: Mapping[str, Dataset]) -> dict[st
     return {**results, "records": records}
 
 
-def _loader(data: Mapping[str, Dataset]) -> Callable[[str, str], LabelledVideo]:
+def _loader(data: Mapping[str, Dataset]) -> Callable[[str, str], Clip]:
     entries: dict[tuple[str, str], Entry] = {}
 
-    def load(name: str, video: str) -> LabelledVideo:
+    def load(name: str, video: str) -> Clip:
         if (name, video) not in entries:  # all of a data set in one pass: files are large
             entries.update({(name, entry.name): entry for entry in data[name]})
         found = entries[name, video].load()
-        assert isinstance(found, LabelledVideo)
+        assert isinstance(found, Clip)
         return found
 
     return load

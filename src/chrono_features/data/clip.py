@@ -1,4 +1,4 @@
-"""What evaluation runs on: videos with tracks or with masks, read one at a time."""
+"""What training and evaluation take: videos with tracks or with masks, read one at a time."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ class Unusable(ValueError):
 
 
 @dataclass(frozen=True)
-class LabelledVideo:
-    """A video and its tracks, in pixels of `frames`."""
+class Clip:
+    """A video and the tracks of some of its points, in raster pixels: the first pixel's centre is (0.5, 0.5)."""
 
-    name: str
-    group: str
-    frames: Tensor  # (T, 3, H, W) uint8
-    xy: NDArray[np.float64]  # (N, T, 2) pixels, raster
-    occluded: NDArray[np.bool_]  # (N, T)
-    valid: NDArray[np.bool_]  # (N, T) whether the truth is known; left out of every count, and of queries, where not
+    frames: Tensor  # (T, 3, H, W) uint8, or floating 0 … 1
+    xy: Tensor  # (N, T, 2) float32 or float64
+    visible: Tensor  # (N, T) bool: False when occluded or outside the frame
+    valid: Tensor  # (N, T) bool: whether the truth is known; where not, a point counts for nothing
+    moving: Tensor | None = None  # (N,) bool: on a thing that moves by itself, where that is known
+    name: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Entry:
 
     name: str
     group: str
-    load: Callable[[], LabelledVideo | MaskClip]
+    load: Callable[[], Clip | MaskClip]
 
 
 class Dataset(Protocol):

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ..extras import require
 from .camera_motion import Camera, either_sign, homographies, hover, progress, project
-from .clip import SIZE, Entry, LabelledVideo, Unusable
+from .clip import SIZE, Clip, Entry, Unusable
 from .reading import as_rgb, decoded, names_and_bytes, photographs
 from .synthetic.draws import chance, integer, log_uniform, uniform, uniforms
 from .synthetic.motion import wander
@@ -174,7 +174,7 @@ PLANS: dict[str, Callable[[Generator], Plan]] = {
 # --- picture --------------------------------------------------------------------------------------------------------
 
 
-def make_video(name: str, group: str, path: Path, size: tuple[int, int]) -> LabelledVideo:
+def make_video(name: str, group: str, path: Path, size: tuple[int, int]) -> Clip:
     """The clip of a name: the same one on every run, whatever was made before."""
     photograph = _read(path)
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -185,13 +185,13 @@ def make_video(name: str, group: str, path: Path, size: tuple[int, int]) -> Labe
     video = render(photograph, homography, size) ** plan.gamma[:, None, None, None] * plan.gain[..., None, None]
     video = video.add(torch.randn(video.shape, generator=generator), alpha=NOISE).clamp(0, 1)
     video[plan.black] = 0
-    return LabelledVideo(
-        name,
-        group,
+    return Clip(
         frames=(255 * video).round().byte(),
-        xy=xy.numpy(),
-        occluded=~visible.numpy(),
-        valid=np.broadcast_to(plan.scored.numpy(), visible.shape).copy(),
+        xy=xy,
+        visible=visible,
+        valid=plan.scored.expand(visible.shape).clone(),
+        name=name,
+        group=group,
     )
 
 

@@ -15,7 +15,7 @@ from ..extras import require
 from ..files import check_regular
 from ..video.decoding import open_video, video_stream
 from ..video.images import frame_files
-from .clip import Entry, LabelledVideo
+from .clip import Clip, Entry
 from .reading import Size, extent, files_of, labelled, read_frames, stacked
 
 
@@ -93,7 +93,7 @@ class PointsCsv:
         where = f"{self._table}, line {row.line}"
         return ValueError(f"{where}: t={row.t}; expected less than {frames}, the frames of {name}")
 
-    def _load(self, name: str, group: str) -> LabelledVideo:
+    def _load(self, name: str, group: str) -> Clip:
         rows = self._rows[name]
         frames, (height, width) = stacked(read_frames(Path(self.path, name)), self.size)
         numbers = {track: n for n, track in enumerate(dict.fromkeys(row.track for row in rows))}

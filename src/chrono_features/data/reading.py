@@ -17,7 +17,7 @@ from torch import Tensor
 from ..extras import require
 from ..video.images import IMAGE_SUFFIXES, not_hidden, open_image, photographs_below, to_rgb
 from ..video.reading import iter_frames
-from .clip import LabelledVideo, Unusable
+from .clip import Clip, Unusable
 
 Size = tuple[int, int]  # (height, width)
 TOLERANCE = 1e-3  # of the frame's size: how far outside of it a visible point may lie, for rounding
@@ -31,7 +31,7 @@ def labelled(
     occluded: NDArray[np.bool_],
     valid: NDArray[np.bool_],
     tolerance: float | NDArray[np.float64] = TOLERANCE,
-) -> LabelledVideo:
+) -> Clip:
     """Tracks in pixels of `frames`, once they are known to be good for measuring."""
     visible = ~occluded & valid
     if not visible.any():
@@ -48,7 +48,8 @@ def labelled(
     points[visible] = points[visible].clip(0, 1)
     points[~np.isfinite(points)] = 0
     height, width = frames.shape[-2:]
-    return LabelledVideo(name, group, frames, points * (width, height), occluded, valid)
+    xy = torch.from_numpy(points * (width, height))
+    return Clip(frames, xy, torch.from_numpy(~occluded), torch.from_numpy(valid), name=name, group=group)
 
 
 def stacked(pictures: Iterable[NDArray[np.uint8]], size: Size | None) -> tuple[Tensor, Size]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property, partial
 
-import numpy as np
 from torch import Tensor
 
-from .clip import SIZE, Entry, LabelledVideo
+from .clip import SIZE, Clip, Entry
 from .reading import names_and_bytes, photographs
-from .synthetic import VALIDATION_SEED, Clip, Variety, load_textures, make_clip
+from .synthetic import VALIDATION_SEED, Variety, load_textures, make_clip
 from .synthetic.textures import HELD_BACK
 from .synthetic.variety import USUAL
 
@@ -82,7 +82,7 @@ class SyntheticClips:
     def _textures(self) -> Tensor | None:
         return load_textures(self.path, self.part) if self.path else None
 
-    def _load(self, index: int) -> LabelledVideo:
+    def _load(self, index: int) -> Clip:
         group = GROUPS[index % 3]
         occluded = group == "occluded"
         clip = make_clip(
@@ -94,17 +94,10 @@ class SyntheticClips:
             textures=self._textures,
             variety=OCCLUDED if occluded else USUAL,
         )
-        return labelled(f"synthetic/{group}/{index:02d}", f"synthetic/{group}", clip)
-
-
-def labelled(name: str, group: str, clip: Clip) -> LabelledVideo:
-    """A synthetic clip as evaluation takes it."""
-    visible = clip.visible.numpy()
-    return LabelledVideo(
-        name,
-        group,
-        frames=(255 * clip.video).round().byte(),
-        xy=clip.tracks.double().numpy(),
-        occluded=~visible,
-        valid=np.ones_like(visible),
-    )
+        return replace(
+            clip,
+            frames=(255 * clip.frames).round().byte(),
+            xy=clip.xy.double(),
+            name=f"synthetic/{group}/{index:02d}",
+            group=f"synthetic/{group}",
+        )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..files import check_regular
 from ..video.images import natural, not_hidden
-from .clip import Entry, LabelledVideo
+from .clip import Clip, Entry
 from .reading import TOLERANCE, Size, as_rgb, decoded, extent, labelled, stacked
 from .unpickling import load_arrays
 
@@ -92,7 +92,7 @@ class TapVid:
             self._held = file, contents
         return self._held[1]
 
-    def _load(self, name: str, group: str, file: Path, key: Any) -> LabelledVideo:
+    def _load(self, name: str, group: str, file: Path, key: Any) -> Clip:
         item, where = self._contents(file)[key], f"{file}, video {key}"
         if not isinstance(item, dict):
             raise ValueError(f"{where} is {_described(item)}; expected a dict of {', '.join(self.keys)}")

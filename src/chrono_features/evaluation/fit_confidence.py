@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..backbone import ChronoBackbone
 from ..confidence import NEAR, fit, track_signals
-from ..data.clip import Dataset, Entry, LabelledVideo, Unusable
+from ..data.clip import Clip, Dataset, Entry, Unusable
 from ..data.photo_warps import PhotoWarps
 from ..data.synthetic_clips import SyntheticClips
 from ..refine import Refine
@@ -55,9 +55,10 @@ def fit_confidence(
         for refine in signals:
             tracks = model.track(clip, queries, features=features, refine=refine)
             found = _signals(model, features, queries, tracks, clip.shape[-2:])
-            known = torch.from_numpy(scored_frames(drawn[:, 0], len(video.frames), "first") & video.valid[of_track])
+            scored = scored_frames(drawn[:, 0], len(video.frames), "first")
+            known = torch.from_numpy(scored) & video.valid[of_track]
             signals[refine].append(found[known])
-            good[refine].append(torch.from_numpy(_good(video, of_track, tracks))[known])
+            good[refine].append(_good(video, of_track, tracks)[known])
         on_video(done, total)
     weights = {refine: fit(torch.cat(signals[refine]), torch.cat(good[refine])) for refine in signals}
     model.config = model.config.replace(confidence=weights[None], refined_confidence=weights["photometric"])
@@ -73,13 +74,13 @@ def calibrate(
     fit_confidence(model, photographs, on_video)
 
 
-def _usable(entries: Iterable[Entry]) -> Iterator[LabelledVideo]:
+def _usable(entries: Iterable[Entry]) -> Iterator[Clip]:
     for entry in entries:
         try:
             video = entry.load()
         except Unusable:
             continue
-        assert isinstance(video, LabelledVideo)
+        assert isinstance(video, Clip)
         yield video
 
 
@@ -88,8 +89,8 @@ def _signals(model: ChronoBackbone, features: Tensor, queries: Tensor, tracks: T
     return track_signals(features, queries, tracks, size, **vars(soft_argmax))[0].cpu()
 
 
-def _good(video: LabelledVideo, of_track: np.ndarray, tracks: Tracks) -> np.ndarray:  # (N, T) bool
+def _good(video: Clip, of_track: np.ndarray, tracks: Tracks) -> Tensor:  # (N, T) bool
     """Seen, and near the truth."""
-    to_256 = 256 / np.array(video.frames.shape[:1:-1])
-    off = (tracks.xy[0].double().cpu().numpy() - video.xy[of_track]) * to_256
-    return (np.square(off).sum(-1) < NEAR**2) & ~video.occluded[of_track]
+    to_256 = 256 / torch.tensor(video.frames.shape[:1:-1]).double()
+    off = (tracks.xy[0].double().cpu() - video.xy[of_track]) * to_256
+    return (off.square().sum(-1) < NEAR**2) & video.visible[of_track]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
-from ..data.clip import LabelledVideo
+from ..data.clip import Clip
 from ..extras import require
 from ..files import write_beside
 from .charts import COLOURS, SYMBOLS, Series, line_chart, percent, reliability_chart
@@ -40,7 +40,7 @@ class Table(NamedTuple):
 def write_report(
     path: str | os.PathLike[str],
     results: Mapping[str, Any],
-    videos: Callable[[str, str], LabelledVideo],
+    videos: Callable[[str, str], Clip],
     clips: int = 6,
 ) -> None:
     """Write results as one HTML file: tables, charts, clips of the worst tracks. An existing file survives a failure.
@@ -77,7 +77,7 @@ def _template() -> Any:
 
 def _contents(
     results: Mapping[str, Any],
-    videos: Callable[[str, str], LabelledVideo],
+    videos: Callable[[str, str], Clip],
     clips: int,
 ) -> dict[str, Any]:
     """What the template shows."""

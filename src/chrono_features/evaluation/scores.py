@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..confidence import NEAR
-from ..data.clip import LabelledVideo, MaskClip
+from ..data.clip import Clip, MaskClip
 from ..tracking import Tracks
 from .masks import mask_consistency, mask_queries, propagation_metrics
 from .metrics import average_precision, balanced_accuracy, joint_extent, pck, reliability
@@ -59,7 +59,7 @@ class FeatureCache:
 
 def track_records(
     tracker: Tracker,
-    video: LabelledVideo,
+    video: Clip,
     modes: Sequence[str],
     cache: FeatureCache,
 ) -> Iterator[Record]:
@@ -70,8 +70,8 @@ def track_records(
         drawn, of_track = drawn_queries(video, mode)
         queries = torch.from_numpy(drawn).float()[None].to(cache.video.device)
         tracks, seconds = timed(partial(tracker.track, cache.video, queries, features), cache.video.device)
-        occluded, valid = video.occluded[of_track], video.valid[of_track]
-        truth = replace(video, xy=video.xy[of_track], occluded=occluded, valid=valid)
+        of_query = {name: getattr(video, name)[of_track] for name in ("xy", "visible", "valid")}
+        truth = replace(video, **of_query)
         metrics, deltas, bins = _score(drawn[:, 0], truth, tracks[0].to("cpu"), mode, to_256)
         yield {
             "mode": mode,
@@ -84,9 +84,9 @@ def track_records(
         }
 
 
-def drawn_queries(video: LabelledVideo, mode: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def drawn_queries(video: Clip, mode: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Queries (M, 3) inside the frame, and the track of each."""
-    drawn, of_track = sample_queries(video.xy, ~video.occluded & video.valid, mode)
+    drawn, of_track = sample_queries(video.xy.numpy(), (video.visible & video.valid).numpy(), mode)
     drawn[:, 1:] = drawn[:, 1:].clip(0, video.frames.shape[:1:-1])
     return drawn, of_track
 
@@ -128,24 +128,26 @@ def predicted_visible(tracks: Tracks) -> NDArray[np.bool_]:
 
 def _score(
     query_frames: NDArray[Any],  # (M,)
-    truth: LabelledVideo,
+    truth: Clip,
     tracks: Tracks,
     mode: str,
     to_256: NDArray[Any],  # (2,)
 ) -> tuple[dict[str, float], NDArray[np.float64], list[tuple[float, float, int]]]:
     """All metrics, <delta_avg of each track, and the bins of a reliability plot."""
-    true_xy = truth.xy * to_256
+    true_xy = truth.xy.numpy() * to_256
+    true_visible = truth.visible.numpy()
+    valid = truth.valid.numpy()
     xy = tracks.xy.double().numpy() * to_256
     visible = predicted_visible(tracks)
-    metrics = tapvid_metrics(query_frames, true_xy, truth.occluded, xy, ~visible, mode, truth.valid)
-    scored = scored_frames(query_frames, xy.shape[1], mode) & truth.valid
-    seen = scored & ~truth.occluded
+    metrics = tapvid_metrics(query_frames, true_xy, ~true_visible, xy, ~visible, mode, valid)
+    scored = scored_frames(query_frames, xy.shape[1], mode) & valid
+    seen = scored & true_visible
     near = np.square(xy - true_xy).sum(-1) < NEAR**2
     certainty = visible if tracks.logits is None else (1 - tracks.logits.double().sigmoid()).prod(-1).numpy()
-    metrics["balanced_accuracy"] = balanced_accuracy(~truth.occluded, visible, scored)
-    metrics["average_precision"] = average_precision(~truth.occluded, certainty, scored)
+    metrics["balanced_accuracy"] = balanced_accuracy(true_visible, visible, scored)
+    metrics["average_precision"] = average_precision(true_visible, certainty, scored)
     if truth.group.startswith(JOINTS):
-        extent = joint_extent(true_xy, ~truth.occluded & truth.valid)
+        extent = joint_extent(true_xy, true_visible & valid)
         metrics["pck_0.2"] = pck(true_xy, xy, seen & (extent > 0), extent)  # a joint on its own has no scale
     bins = []
     if tracks.confidence is not None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.clip import LabelledVideo
+from ..data.clip import Clip
 from ..extras import require
 from ..video.writing import encode_video
 from ..viz import Canvas
@@ -44,7 +44,7 @@ class WorstClip(NamedTuple):
 def worst_clips(
     records: Sequence[Record],
     trackers: Sequence[str],
-    videos: Callable[[str, str], LabelledVideo],
+    videos: Callable[[str, str], Clip],
     count: int,
 ) -> dict[str, list[WorstClip]]:
     """Draw the clips of each tracker that has worst tracks. One video is held at a time, and serves all trackers.
@@ -66,7 +66,7 @@ def worst_clips(
     return {name: [clips[id(one)] for one in own] for name, own in chosen.items() if own}
 
 
-def draw_clip(video: LabelledVideo, track: Mapping[str, Any], frames: Iterable[int]) -> Iterator[np.ndarray]:
+def draw_clip(video: Clip, track: Mapping[str, Any], frames: Iterable[int]) -> Iterator[np.ndarray]:
     """Draw where a track was found, and where it truly is, if that is visible and known.
 
     Args:
@@ -83,9 +83,9 @@ def draw_clip(video: LabelledVideo, track: Mapping[str, Any], frames: Iterable[i
     scale = SIDE / max(height, width)
     size = round(width * scale), round(height * scale)
     grey = image.new("RGB", size, "grey")
-    truth = video.xy[track["track"]] * scale
+    truth = video.xy[track["track"]].numpy() * scale
     found = np.array(track["xy"], np.float64) * scale
-    known = video.valid[track["track"]] & ~video.occluded[track["track"]]
+    known = (video.valid & video.visible)[track["track"]]
     for t in frames:
         frame = image.fromarray(video.frames[t].permute(1, 2, 0).numpy()).resize(size, image.Resampling.BICUBIC)
         canvas = Canvas(np.asarray(image.blend(frame, grey, FADED)))
@@ -116,7 +116,7 @@ def _delta(one: WorstTrack) -> float:
     return float(one.track["delta"])
 
 
-def _clip(video: LabelledVideo, one: WorstTrack) -> WorstClip:
+def _clip(video: Clip, one: WorstTrack) -> WorstClip:
     record, track = one
     _check_track(video, one)
     query, frames = int(track["query"][0]), len(video.frames)
@@ -130,7 +130,7 @@ def _clip(video: LabelledVideo, one: WorstTrack) -> WorstClip:
     return WorstClip(record["video"], source, facts)
 
 
-def _check_track(video: LabelledVideo, one: WorstTrack) -> None:
+def _check_track(video: Clip, one: WorstTrack) -> None:
     track, frames = one.track, len(video.frames)
     where = f"results: a worst track of {one.record['video']}"
     if not 0 <= track["track"] < len(video.xy):

@@ -87,10 +87,10 @@ class SyntheticBatches(Dataset[Batch]):
             frame_step=gap,
             variety=stage.variety,
         )
-        video = augment_colour(clip.video, generator) if self.augment else clip.video
+        video = augment_colour(clip.frames, generator) if self.augment else clip.frames
         video = (video * 255).round().byte()
-        queries = draw_queries(clip.tracks, clip.visible, generator, stage.views)
-        return video, queries, clip.tracks.repeat(stage.views, 1, 1), clip.visible.repeat(stage.views, 1)
+        queries = draw_queries(clip.xy, clip.visible, generator, stage.views)
+        return video, queries, clip.xy.repeat(stage.views, 1, 1), clip.visible.repeat(stage.views, 1)
 
 
 def draw_queries(

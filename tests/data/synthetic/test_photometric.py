@@ -36,8 +36,8 @@ def test_grain_is_strong_and_another_in_every_frame():
 
 def test_grain_moves_no_point():
     clips = [make_clip(3, variety=dataclasses.replace(ALL_OF_IT, grain=grain), **SMALL) for grain in (0.0, 1.0)]
-    assert torch.equal(clips[0].tracks, clips[1].tracks) and torch.equal(clips[0].visible, clips[1].visible)
-    assert not torch.equal(clips[0].video, clips[1].video)
+    assert torch.equal(clips[0].xy, clips[1].xy) and torch.equal(clips[0].visible, clips[1].visible)
+    assert not torch.equal(clips[0].frames, clips[1].frames)
 
 
 def test_noise_is_normal_and_another_in_every_frame():

@@ -22,10 +22,10 @@ from chrono_features.data.synthetic.variety import NOTHING
 def test_a_seed_is_a_clip(scene):
     global_state = torch.get_rng_state()
     first, again, other = (make_clip(seed, scene=scene, **SMALL) for seed in (5, 5, 6))
-    for name in ("video", "tracks", "visible", "moving"):
+    for name in ("frames", "xy", "visible", "moving"):
         assert torch.equal(getattr(first, name), getattr(again, name))
-    assert not torch.equal(first.video, other.video)
-    assert not torch.equal(first.tracks, other.tracks)
+    assert not torch.equal(first.frames, other.frames)
+    assert not torch.equal(first.xy, other.xy)
     assert torch.equal(torch.get_rng_state(), global_state)
 
 
@@ -33,12 +33,12 @@ def test_a_seed_is_a_clip(scene):
 @pytest.mark.parametrize(("frames", "size", "points"), [(4, (40, 56), 16), (1, (17, 9), 1)])
 def test_shapes_types_and_ranges(scene, frames, size, points):
     clip = make_clip(3, scene=scene, frames=frames, size=size, points=points)
-    assert clip.video.shape == (frames, 3, *size)
-    assert clip.video.dtype == torch.float32
-    assert 0 <= clip.video.min() < clip.video.max() <= 1
-    assert clip.tracks.shape == (points, frames, 2)
-    assert clip.tracks.dtype == torch.float32
-    assert clip.tracks.isfinite().all()
+    assert clip.frames.shape == (frames, 3, *size)
+    assert clip.frames.dtype == torch.float32
+    assert 0 <= clip.frames.min() < clip.frames.max() <= 1
+    assert clip.xy.shape == (points, frames, 2)
+    assert clip.xy.dtype == torch.float32
+    assert clip.xy.isfinite().all()
     assert clip.visible.shape == (points, frames)
     assert clip.moving.shape == (points,)
     assert clip.visible.dtype == clip.moving.dtype == torch.bool
@@ -53,7 +53,7 @@ def test_visible_at_the_anchor_and_never_outside(scene):
         free = make_clip(seed, scene=scene, frame_step=4.0, **SMALL)
         assert free.visible.any(dim=1).all()
         for clip in (anchored, free):
-            outside = (clip.tracks < 0).any(-1) | (clip.tracks[..., 0] >= 56) | (clip.tracks[..., 1] >= 40)
+            outside = (clip.xy < 0).any(-1) | (clip.xy[..., 0] >= 56) | (clip.xy[..., 1] >= 40)
             assert not (outside & clip.visible).any()
             seen_outside += int(outside.sum())
     assert seen_outside > 20  # or the check above says nothing
@@ -77,7 +77,7 @@ def test_half_of_the_points_move(scene):
 @pytest.mark.parametrize("scene", KINDS)
 def test_half_of_the_points_are_near_edges(scene):
     def near_another(clip, everywhere):  # [N] bool: what moves and what does not are both close by
-        distance = torch.cdist(clip.tracks[:, 0], everywhere.tracks[:, 0])
+        distance = torch.cdist(clip.xy[:, 0], everywhere.xy[:, 0])
         other = clip.moving[:, None] != everywhere.moving
         return ((distance < 3.0) & other).any(dim=1)  # near is 3.2 px here
 
@@ -87,7 +87,7 @@ def test_half_of_the_points_are_near_edges(scene):
         everywhere = make_clip(seed, points=3000, variety=NOTHING, **options)
         for edges, found in shares.items():
             clip = make_clip(seed, points=64, variety=dataclasses.replace(NOTHING, edges=edges), **options)
-            assert torch.equal(clip.video, everywhere.video)
+            assert torch.equal(clip.frames, everywhere.frames)
             found.append(near_another(clip, everywhere).float().mean())
     assert statistics.fmean(shares[1.0]) > 1.6 * statistics.fmean(shares[0.0])  # other outlines are not looked for here
 
@@ -118,7 +118,7 @@ def test_points_near_a_cover_are_near_an_edge(scene, monkeypatch):
     for edges in (0.0, 1.0):
         variety = dataclasses.replace(NOTHING, edges=edges)
         clips = [make_clip(seed, scene=scene, frames=4, size=(96, 128), anchor=2, variety=variety) for seed in range(8)]
-        away = torch.cat([(clip.tracks[:, 2] - torch.tensor([64.0, 48.0])).norm(dim=-1) - 12.8 for clip in clips])
+        away = torch.cat([(clip.xy[:, 2] - torch.tensor([64.0, 48.0])).norm(dim=-1) - 12.8 for clip in clips])
         assert away.min() > 0
         counts.append(int((away < 3).sum()))
     assert counts[1] > 1.8 * counts[0] > 0
@@ -141,10 +141,10 @@ def test_points_are_drawn_from_all_four_kinds_alike():
 def test_frame_step_scales_time(scene):
     uncovered = Variety(covers=0.0, blackout=0.0)  # these come and go from frame to frame
     still = make_clip(1, scene=scene, frame_step=1e-6, photometric=False, variety=uncovered, **SMALL)
-    assert (still.tracks - still.tracks[:, :1]).abs().max() < 1e-2
-    assert (still.video - still.video[:1]).abs().max() < 1e-2
+    assert (still.xy - still.xy[:, :1]).abs().max() < 1e-2
+    assert (still.frames - still.frames[:1]).abs().max() < 1e-2
     moved = make_clip(1, scene=scene, frame_step=3.0, **SMALL)
-    assert (moved.tracks - moved.tracks[:, :1]).abs().max() > 1
+    assert (moved.xy - moved.xy[:, :1]).abs().max() > 1
 
 
 @pytest.mark.slow
@@ -154,7 +154,7 @@ def test_mixed_is_one_kind_or_the_other():
         mixed, *pure = (
             make_clip(seed, scene=scene, frames=2, size=(8, 8), points=2, textures=photo) for scene in ("mixed", *KINDS)
         )
-        same = [torch.equal(mixed.tracks, clip.tracks) for clip in pure]
+        same = [torch.equal(mixed.xy, clip.xy) for clip in pure]
         assert sum(same) == 1
         made.append(same.index(True))
     assert set(made) == {0, 1}
@@ -166,7 +166,7 @@ def test_textures_given_are_used(scene):
     red[:, 0] = torch.randint(100, 255, (2, 32, 32), generator=generator(0), dtype=torch.uint8)
     bare = {"scene": scene, "photometric": False, "variety": NOTHING}
     black = [
-        torch.cat([make_clip(seed, **bare, **options).video.amin(dim=1) < 0.05 for seed in range(4, 8)]).float().mean()
+        torch.cat([make_clip(seed, **bare, **options).frames.amin(dim=1) < 0.05 for seed in range(4, 8)]).float().mean()
         for options in ({**SMALL, "textures": red}, SMALL)
     ]
     assert black[1] < 0.3 < 0.4 < black[0]  # a channel is black wherever a photograph is seen
@@ -195,14 +195,14 @@ def test_wrong_arguments_are_named(wrong, message):
 def test_integers_may_be_numpys():
     given = {"frames": 2, "size": (16, 24), "points": 4, "anchor": 1}
     like = {"frames": np.int64(2), "size": (np.int32(16), np.int64(24)), "points": np.uint8(4), "anchor": np.int64(1)}
-    assert torch.equal(make_clip(np.int64(3), **like).tracks, make_clip(3, **given).tracks)
+    assert torch.equal(make_clip(np.int64(3), **like).xy, make_clip(3, **given).xy)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("scene", KINDS)
 def test_a_gpu_makes_the_same_clip(scene):
     here, there = make_clip(2, scene=scene, **SMALL), make_clip(2, scene=scene, device="cuda", **SMALL)
-    assert there.video.is_cuda
-    assert torch.equal(here.tracks, there.tracks.cpu())
+    assert there.frames.is_cuda
+    assert torch.equal(here.xy, there.xy.cpu())
     assert torch.equal(here.visible, there.visible.cpu())
-    assert (here.video - there.video.cpu()).abs().mean() < 1e-3
+    assert (here.frames - there.frames.cpu()).abs().mean() < 1e-3

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from ...checks import FLOATING, check_choice, check_integer, check_number, check_tensor, is_integer, refusal
+from ..clip import Clip
 from . import layers, raycast
 from .covers import Covers, hidden, paste, random_covers
 from .draws import branch, chance, integer, log_uniform
@@ -26,16 +27,6 @@ SCENES = ("mixed", "raycast", "layers")
 VALIDATION_SEED = 2**32 - 2**20
 MIN_SIDE = 8  # pixels along a side
 EDGE = 0.025  # of the longer side: points nearer than this to an outline are near an edge
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A video and the tracks of some of its points, in raster pixels: the first pixel's centre is (0.5, 0.5)."""
-
-    video: Tensor  # [T, 3, H, W] float32 in [0, 1]
-    tracks: Tensor  # [N, T, 2] float32 (x, y)
-    visible: Tensor  # [N, T] bool: False when occluded or outside the frame
-    moving: Tensor  # [N] bool: on a thing that moves by itself, not on the room or the backmost layer
 
 
 def make_clip(
@@ -89,7 +80,8 @@ def make_clip(
     video = paste(covers, video)
     if photometric:
         video = add_photometrics(for_picture, video, times, variety)
-    return Clip(video.clamp(0, 1), tracks.float().to(device), visible.to(device), moving.to(device))
+    visible = visible.to(device)
+    return Clip(video.clamp(0, 1), tracks.float().to(device), visible, torch.ones_like(visible), moving.to(device))
 
 
 def _check(
