@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 Part = tuple[bytes, int, int]  # kind, start and end of the content in the file
+PIXEL_CROP = (b"\x54\xcc", b"\x54\xdd", b"\x54\xbb", b"\x54\xaa")  # of Matroska: left, right, top, bottom
 
 
 class Crop(NamedTuple):
@@ -24,17 +26,14 @@ def container_crop(container: Any, stream: Any, path: Path) -> Crop:
     """`clap` of MP4 and MOV, PixelCrop of Matroska and WebM; none where it leaves nothing."""
     names = container.format.name.split(",")
     width, height = stream.codec_context.width, stream.codec_context.height
-    with open(path, "rb") as file:
+    crop = Crop()
+    # Cut off, or a fraction that is none: as if it were not there.
+    with open(path, "rb") as file, suppress(struct.error, ZeroDivisionError):
         end = file.seek(0, 2)
-        try:
-            if "mp4" in names:
-                crop = _clean_aperture(file, end, stream.id)
-            elif "matroska" in names:
-                crop = _pixel_crop(file, end, container.streams.video.index(stream))
-            else:
-                return Crop()
-        except (struct.error, ZeroDivisionError):  # cut off, or a fraction that is none: as if it were not there
-            return Crop()
+        if "mp4" in names:
+            crop = _clean_aperture(file, end, stream.id)
+        elif "matroska" in names:
+            crop = _pixel_crop(file, end, container.streams.video.index(stream))
     fits = min(crop) >= 0 and crop.left + crop.right < width and crop.top + crop.bottom < height
     return crop if fits else Crop()
 
@@ -72,12 +71,13 @@ def _pixel_crop(file: BinaryIO, end: int, number: int) -> Crop:
         if number:
             number -= 1
             continue
-        sides = {b"\x54\xcc": 0, b"\x54\xdd": 0, b"\x54\xbb": 0, b"\x54\xaa": 0}
-        for _, video, video_end in _inside(_elements, file, start, stop, b"\xe0"):
-            for name, *where in _elements(file, video, video_end):
-                if name in sides:
-                    sides[name] = _integer(file, *where)
-        return Crop(*sides.values())
+        sides = {
+            name: _integer(file, *where)
+            for _, *video in _inside(_elements, file, start, stop, b"\xe0")
+            for name, *where in _elements(file, *video)
+            if name in PIXEL_CROP
+        }
+        return Crop(*(sides.get(name, 0) for name in PIXEL_CROP))
     return Crop()
 
 

@@ -9,13 +9,12 @@ import struct
 import warnings
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..extras import require
 from .cropping import Crop, container_crop
@@ -32,6 +31,7 @@ TURNS = {90: (0, -1, 1, 0), -90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), -180: (-1, 
 class Decoded(NamedTuple):
     """A frame, or a gap where data gave none."""
 
+    path: Path
     number: int  # of the frame in the file; for a gap, of the frame after it
     frame: Any  # av.VideoFrame; None for a gap
     crop: Crop
@@ -39,21 +39,22 @@ class Decoded(NamedTuple):
     fault: str  # what is wrong with it, or with what led to it; "" for nothing
     doubtful: bool  # it has a fault, or was predicted from frames that have
 
-    def to_rgb(self) -> NDArray[np.uint8]:
-        """(H, W, 3), cropped, then turned and mirrored by quarters as the display matrix says.
+    def to_rgb(self) -> np.ndarray:
+        """(H, W, 3) uint8, cropped, then turned and mirrored by quarters as the display matrix says.
 
         Raises:
-            ValueError: FFmpeg cannot convert it.
+            ValueError: FFmpeg cannot convert it, or the cropping is larger than it.
         """
+        name = f"{self.path}: frame {self.number}"
         try:
             rgb = self.frame.to_ndarray(format="rgb24")
         except require("av", "video").error.FFmpegError as error:
             kind = f"{self.frame.format.name} of {self.frame.width} x {self.frame.height} pixels"
-            raise ValueError(f"{kind} is not converted to RGB ({error.strerror})") from error
+            raise ValueError(f"{name}, {kind} is not converted to RGB ({error.strerror})") from error
         left, right, top, bottom = self.crop
         rgb = rgb[top : len(rgb) - bottom, left : rgb.shape[1] - right]
         if not rgb.size:
-            raise ValueError(f"the container's cropping {tuple(self.crop)} leaves nothing of it")
+            raise ValueError(f"{name}, the container's cropping {tuple(self.crop)} leaves nothing of it")
         # x' = a x + c y, y' = b x + d y, up to a shift that keeps the image on the canvas.
         a, b, c, d = self.matrix
         if abs(b) > abs(a):
@@ -61,32 +62,38 @@ class Decoded(NamedTuple):
         return np.ascontiguousarray(rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
-def decode(path: Path, stream: int | None, *, past_faults: bool) -> Iterator[Decoded]:
+def decode(path: Path, index: int | None, threads: str, *, tell: bool) -> Iterator[Decoded]:
     """All frames of a video file, and the gaps between them, in order of presentation.
 
     Args:
         path: The file.
-        stream: The stream's index in the file; None takes the best one by FFmpeg's rules.
-        past_faults: Go on after the first fault.
+        index: The stream's index in the file; None takes the best one by FFmpeg's rules.
+        threads: "SLICE" tells a fault where it is, "AUTO", which is faster, there or before.
+        tell: Warn of pixels that are not square.
     """
-    given = 0
-    if not past_faults:
-        # Threads that decode frames in parallel lose count of which packet was at fault: at the first one, the file
-        # is decoded again without them.
-        for decoded in _presented(path, stream, "AUTO", tell=True):
-            if decoded.fault:
-                break
-            given += 1
-            yield decoded
-            del decoded
-        else:
-            return
-    for decoded in _presented(path, stream, "SLICE", tell=past_faults):
-        if decoded.fault or decoded.number >= given:
-            yield decoded
-        if decoded.fault and not past_faults:
-            return
-        del decoded
+    with open_video(path) as container:
+        stream = video_stream(container, path, index)
+        stream.thread_type = threads
+        aspect = stream.sample_aspect_ratio or 1
+        if tell and abs(aspect - 1) > 0.01:  # rounding makes 4319:4320 of square ones
+            size = f"{stream.codec_context.width} x {stream.codec_context.height}"
+            warnings.warn(
+                f"{path}: pixels are not square but {aspect.numerator}:{aspect.denominator}; "
+                f"frames and coordinates stay in the {size} pixels that are stored",
+                stacklevel=2,
+            )
+        crop = container_crop(container, stream, path)
+        count, matrix, tainted = 0, UPRIGHT, False
+        for frame, fault in _with_faults(container, stream, path):
+            if frame is None:
+                tainted = True
+            else:
+                # H.264 and HEVC tell the orientation at times only: it holds until another comes.
+                matrix = _display_matrix(frame) or matrix
+                tainted = bool(fault) or (tainted and not frame.key_frame)
+            yield Decoded(path, count, frame, crop, matrix, fault, tainted)
+            count += frame is not None
+            del frame
 
 
 def existing(path: str | os.PathLike[str]) -> Path:
@@ -182,50 +189,17 @@ def video_stream(container: Any, path: Path, index: int | None) -> Any:
         raise ValueError(f"{path}: no video stream; {holds}")
     if index is not None and index not in streams:
         raise ValueError(f"stream={index!r}; expected one of {', '.join(map(str, streams))}, {path}'s video streams")
-    best = container.streams.best("video")
-    first = next(iter(streams.values()))
-    stream = streams[index] if index is not None else streams.get(best.index, first) if best else first
-    if stream.codec_context is None:
+    if index is None:
+        best = container.streams.best("video")
+        index = best.index if best and best.index in streams else min(streams)
+    if streams[index].codec_context is None:
         raise ValueError(f"{path}: the codec of its video is unknown to this FFmpeg; expected a common one, as H.264")
-    return stream
-
-
-def _presented(path: Path, index: int | None, threads: str, *, tell: bool) -> Iterator[Decoded]:
-    """Frames and gaps as the decoder gives them. `tell` warns of pixels that are not square. With
-    `threads="SLICE"` a fault is where it is said to be, else maybe before.
-    """
-    with open_video(path) as container:
-        stream = video_stream(container, path, index)
-        stream.thread_type = threads
-        if tell:
-            _tell_shape_of_pixels(stream, path)
-        crop = container_crop(container, stream, path)
-        count, matrix, tainted = 0, UPRIGHT, False
-        for frame, fault in _with_faults(container, stream, path):
-            if frame is None:
-                tainted = True
-            else:
-                # H.264 and HEVC tell the orientation at times only: it holds until another comes.
-                matrix = _display_matrix(frame) or matrix
-                tainted = bool(fault) or (tainted and not frame.key_frame)
-            yield Decoded(count, frame, crop, matrix, fault, tainted)
-            count += frame is not None
-            del frame
-
-
-def _tell_shape_of_pixels(stream: Any, path: Path) -> None:
-    aspect = stream.sample_aspect_ratio or 1
-    if abs(aspect - 1) > 0.01:  # rounding makes 4319:4320 of square ones
-        size = f"{stream.codec_context.width} x {stream.codec_context.height}"
-        warnings.warn(
-            f"{path}: pixels are not square but {aspect.numerator}:{aspect.denominator}; "
-            f"frames and coordinates stay in the {size} pixels that are stored",
-            stacklevel=2,
-        )
+    return streams[index]
 
 
 def _with_faults(container: Any, stream: Any, path: Path) -> Iterator[tuple[Any, str]]:
     """Frames with their faults; (None, fault) for a gap. Past damage it goes on as far as data goes."""
+    av = require("av", "video")
     progress = Progress(container, stream, path)
     lost: list[tuple[float, str]] = []  # time and fault of packets that gave no frame, until their place is known
     spoilt, short = Spoilt(), ""
@@ -236,19 +210,20 @@ def _with_faults(container: Any, stream: Any, path: Path) -> Iterator[tuple[Any,
         packets = _cut_off(packets)
     for packet, fault in packets:
         frames: list[Any] = []
-        if packet is None:
-            frames = _flush(stream)
+        if packet is None:  # what the decoder holds back comes out, and it is ready for more
+            with suppress(av.error.FFmpegError):
+                frames = stream.codec_context.decode(None)
+            stream.codec_context.flush_buffers()
         else:
             progress.add_packet(packet)
-            spoilt.add_packet(packet, fault)
             try:
                 frames = packet.decode()
-            except require("av", "video").error.FFmpegError as error:
+            except av.error.FFmpegError as error:
                 # A recording that starts amid a group of pictures: decoding begins with the next one.
                 if progress.started:
-                    time = -math.inf if packet.pts is None else packet.pts
-                    lost.append((time, fault or error.strerror or str(error)))
-                    spoilt.add_packet(packet, lost[-1][1])
+                    fault = fault or error.strerror or str(error)
+                    lost.append((-math.inf if packet.pts is None else packet.pts, fault))
+            spoilt.add_packet(packet, fault)
         at_end = packet is not None and not packet.size
         frames.reverse()
         while frames:
@@ -272,18 +247,16 @@ def _with_faults(container: Any, stream: Any, path: Path) -> Iterator[tuple[Any,
 
 def _packets(container: Any, stream: Any) -> Iterator[tuple[Any, str]]:
     """Packets with their faults; (None, fault) where the container is damaged. It is read on as far as that leads."""
-    error_of = require("av", "video").error
     moved = True
     while moved:
-        moved, fault = False, ""
+        moved = False
         try:
             for packet in container.demux(stream):
                 moved = moved or packet.size > 0
                 yield packet, INCOMPLETE if packet.is_corrupt else ""
-        except error_of.FFmpegError as error:
-            fault = error.strerror or str(error)
-        if not fault:
             return
+        except require("av", "video").error.FFmpegError as error:
+            fault = error.strerror or str(error)
         yield None, fault
 
 
@@ -308,16 +281,6 @@ def _cut_off(packets: Iterator[tuple[Any, str]]) -> Iterator[tuple[Any, str]]:
     for (packet, fault), (after, _) in pairwise(chain(packets, [(None, "")])):
         is_last = packet is not None and packet.size > 0 and after is not None and not after.size  # an empty one ends
         yield packet, fault or (INCOMPLETE if is_last else "")
-
-
-def _flush(stream: Any) -> list[Any]:
-    """Frames that the decoder holds back when its input breaks off; it is then ready for more."""
-    try:
-        frames = stream.codec_context.decode(None)
-    except require("av", "video").error.FFmpegError:
-        frames = []
-    stream.codec_context.flush_buffers()
-    return frames
 
 
 def _display_matrix(frame: Any) -> tuple[int, int, int, int] | None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..extras import require
 
@@ -77,8 +76,8 @@ def photographs_below(folder: Path) -> list[Path]:
     return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
-def read_frame(path: Path) -> NDArray[np.uint8]:
-    """An image as (H, W, 3) RGB, upright by its EXIF orientation.
+def read_frame(path: Path) -> np.ndarray:
+    """An image as (H, W, 3) uint8 RGB, upright by its EXIF orientation.
 
     Raises:
         ValueError: It is damaged or of a kind that is not read.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_integer
+from ..checks import check_choice, check_integer, check_number
 from .damage import DEFAULT_FPS, Damage, counted, rate_of
 from .decoding import decode, existing, open_video, video_stream
 from .images import IMAGE_SUFFIXES, frame_files, holds_images, read_frame
@@ -121,11 +120,11 @@ def frame_rate(path: str | os.PathLike[str], *, stream: int | None = None, fps: 
     Raises:
         ValueError: `fps` is not above 0, or given for a file.
     """
-    if fps is not None and not (isinstance(fps, (int, float)) and math.isfinite(fps) and fps > 0):
-        raise ValueError(f"fps={fps!r}; expected a number above 0")
+    if fps is not None:
+        check_number("fps", fps, "a number above 0")
     path = existing(path)
     if holds_images(path):
-        return DEFAULT_FPS if fps is None else float(fps)
+        return float(fps or DEFAULT_FPS)
     if fps is not None:
         raise ValueError(f"fps={fps!r}; expected no rate for {path}: only a folder of images has none of its own")
     with open_video(path) as container:
@@ -144,21 +143,17 @@ def _chosen(
     """Checks what was asked for, and gives the frames, each with whether it is doubtful."""
     check_integer("start", start, 0)
     check_integer("every", every, 1)
-    if end is not None:
-        check_integer("end", end, start + 1)
-    if max_frames is not None:
-        check_integer("max_frames", max_frames, 1)
-    if stream is not None:
-        check_integer("stream", stream, 0)
-    if errors not in get_args(Errors):
-        raise ValueError(f"errors={errors!r}; expected 'raise' or 'warn'")
+    for name, value, minimum in (("end", end, start + 1), ("max_frames", max_frames, 1), ("stream", stream, 0)):
+        if value is not None:
+            check_integer(name, value, minimum)
+    check_choice("errors", errors, get_args(Errors))
     path = existing(path)
     if holds_images(path) and stream is not None:
         raise ValueError(f"stream={stream}; expected None for {path}: images have no streams")
+    stop = sys.maxsize if end is None else end
     if max_frames is not None:
-        stop = start + (max_frames - 1) * every + 1
-        end = stop if end is None else min(end, stop)
-    return _select(path, range(start, sys.maxsize if end is None else end, every), stream, errors)
+        stop = min(stop, start + (max_frames - 1) * every + 1)
+    return _select(path, range(start, stop, every), stream, errors)
 
 
 def _select(path: Path, wanted: range, stream: int | None, errors: Errors) -> Iterator[tuple[Tensor, bool]]:
@@ -169,10 +164,7 @@ def _select(path: Path, wanted: range, stream: int | None, errors: Errors) -> It
         index = seen - 1
         if index not in wanted:
             continue
-        try:
-            frame = torch.from_numpy(convert()).permute(2, 0, 1).contiguous()
-        except ValueError as error:
-            raise ValueError(str(error) if holds_images(path) else f"{path}: frame {index}, {error}") from error
+        frame = torch.from_numpy(convert()).permute(2, 0, 1).contiguous()
         del convert
         if shape not in (None, frame.shape):
             got, expected = tuple(frame.shape), tuple(shape)
@@ -196,14 +188,22 @@ def _decoded(path: Path, stream: int | None, errors: Errors) -> Iterator[tuple[C
 
     Frames before a fault come out first, so that whoever stops there never meets it.
     """
-    damage, count = Damage(path), 0
-    for decoded in decode(path, stream, past_faults=errors == "warn"):
-        if decoded.fault and errors == "raise":
-            raise ValueError(damage.refusal(decoded.number, decoded.fault))
-        damage.warn(decoded.number, decoded.frame is None, decoded.fault, decoded.doubtful)
-        if decoded.frame is not None:
-            count += 1
-            yield decoded.to_rgb, decoded.doubtful
-        del decoded
-    if not count:
+    damage, given = Damage(path), 0
+    # Threads that decode frames in parallel lose count of which packet was at fault: at the first one, the file is
+    # decoded again without them.
+    passes = ["AUTO", "SLICE"] if errors == "raise" else ["SLICE"]
+    for threads in passes:
+        for decoded in decode(path, stream, threads, tell=threads == passes[0]):
+            if decoded.fault and threads == "AUTO":
+                break
+            if decoded.fault and errors == "raise":
+                raise ValueError(damage.refusal(decoded.number, decoded.fault))
+            damage.warn(decoded.number, decoded.frame is None, decoded.fault, decoded.doubtful)
+            if decoded.frame is not None and decoded.number >= given:
+                given += 1
+                yield decoded.to_rgb, decoded.doubtful
+            del decoded
+        else:
+            break
+    if not given:
         raise ValueError(f"{path}: no frame could be decoded; is the file damaged?")

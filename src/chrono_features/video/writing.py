@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections.abc import Iterable
 from fractions import Fraction
@@ -13,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from torch import Tensor
 
+from ..checks import check_number
 from ..extras import MissingExtra, how_to_install, require
 from ..files import write_beside
 
@@ -52,8 +52,7 @@ def encode_video(
     container_format: str = "mp4",
 ) -> None:
     """`write_video` into an open file."""
-    if not (isinstance(fps, (int, float)) and math.isfinite(fps) and fps > 0):
-        raise ValueError(f"fps={fps!r}; expected a number above 0")
+    check_number("fps", fps, "a number above 0")
     av = require("av", "video")
     if "libx264" not in av.codecs_available:
         raise MissingExtra(f"this PyAV was built without libx264; expected a wheel of {how_to_install('video')}")
