@@ -104,7 +104,7 @@ def test_a_name_is_a_clip(folder, videos):
     for entry in reversed(list(PhotoWarps(folder, SIZE))):
         again, video = entry.load(), videos[entry.name]
         assert torch.equal(again.frames, video.frames)
-        for name in ("xy", "occluded", "valid"):
+        for name in ("xy", "visible", "valid"):
             assert np.array_equal(getattr(again, name), getattr(video, name))
     assert torch.equal(torch.get_rng_state(), global_state)
     assert not np.allclose(videos["warps/scale/wide"].xy, videos["warps/scale/tall"].xy)
