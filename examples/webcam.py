@@ -6,7 +6,7 @@ import time
 import cv2
 import torch
 
-from chrono_features import ChronoBackbone, grid_queries
+from chrono_features import ChronoBackbone, as_video, grid_queries
 
 WINDOW = "chrono-features"
 
@@ -28,7 +28,7 @@ def main(source: int | str = 0) -> None:
     cv2.setMouseCallback(WINDOW, click)
     while ok:
         began = time.perf_counter()
-        found = tracker(torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1))  # OpenCV's frames are BGR
+        found = tracker(as_video([image], bgr=True)[0, 0])
         for (x, y), visible in zip(found.xy.tolist(), found.visible.tolist(), strict=True):
             cv2.circle(image, (int(x), int(y)), 4, (0, 255, 0), cv2.FILLED if visible else 1, cv2.LINE_AA)
         rate = f"{1 / (time.perf_counter() - began):.1f} frames/s"

@@ -49,6 +49,8 @@ def test_unusual_tensors_are_named(small_model, clip, features, kind):
         "statistics": lambda: VisibilityHead()(unusual(torch.rand(2, 3))),
         "x": lambda: TemporalAdapter(8, 4, 2)(unusual(torch.rand(1, 2, 4, 4, 8))),
     }
+    if kind == "ndarray":  # which queries may be
+        del calls["queries"]
     for name, call in calls.items():
         with pytest.raises(ValueError, match=rf"^{name} .*{'' if kind == 'nested' else kind}.*; expected"):
             call()

@@ -29,6 +29,7 @@ def test_public_names():
         "ChronoBackbone",
         "ChronoConfig",
         "Tracks",
+        "as_video",
         "grid_queries",
         "soft_argmax_track",
     }

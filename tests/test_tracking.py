@@ -332,7 +332,7 @@ def test_bad_queries_are_named(query, message):
 
 
 @pytest.mark.parametrize(
-    "queries", [torch.zeros(1, 3), torch.zeros(2, 1, 2), torch.zeros(3, 1, 3), torch.zeros(2, 1, 3, dtype=torch.bool)]
+    "queries", [torch.zeros(3), torch.zeros(2, 1, 2), torch.zeros(3, 1, 3), torch.zeros(2, 1, 3, dtype=torch.bool)]
 )
 def test_misshapen_queries(queries):
     with pytest.raises(ValueError, match="queries of"):

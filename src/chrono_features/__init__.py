@@ -7,11 +7,12 @@ import warnings
 from typing import Any
 
 from .config import ChronoConfig
+from .inputs import as_video
 from .tracking import Tracks, grid_queries, soft_argmax_track
 
 __version__ = "0.4.0"
 
-__all__ = ["ChronoBackbone", "ChronoConfig", "Tracks", "grid_queries", "soft_argmax_track"]
+__all__ = ["ChronoBackbone", "ChronoConfig", "Tracks", "as_video", "grid_queries", "soft_argmax_track"]
 
 # Names that were here until version 0.4, and their modules
 _MOVED = {"TemporalAdapter": "adapter", "VisibilityHead": "layers", "propagate_labels": "labels"}

@@ -156,6 +156,18 @@ def check_tensor(
         raise ValueError(f"{name} on the device meta, without values; expected a tensor {shape} that holds some")
 
 
+def as_tensor(name: str, value: Any) -> Any:
+    """Lists of numbers and NumPy arrays as tensors; others as they are."""
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        return value
+    try:
+        array = np.asarray(value)
+        double = isinstance(value, np.ndarray) and value.dtype == np.float64
+        return torch.from_numpy(array.astype(np.float64 if double else np.float32))
+    except (TypeError, ValueError) as error:
+        raise refusal(name, value, f"numbers, in rows of the same length ({error})") from error
+
+
 def check_finite(name: str, value: Tensor) -> None:
     """ValueError if a floating tensor holds NaN or infinity. Reads it once, and waits for its device."""
     if torch.compiler.is_compiling() or not value.numel() or not value.is_floating_point():
@@ -172,9 +184,13 @@ def check_video(video: Any, device: torch.device | None = None, values: bool = T
         device: Where it has to be; None is anywhere.
         values: Whether floating values are looked at, all of them, for which a GPU is waited.
     """
+    if not isinstance(video, Tensor):
+        got = type(video).__name__
+        raise ValueError(f"video of type {got}; expected a torch.Tensor (B, T, 3, H, W), which as_video(frames) makes")
     check_tensor("video", video, "(B, T, 3, H, W)", (torch.uint8, *FLOATING), "uint8 0 … 255 or floating 0 … 1")
     if video.ndim != 5 or video.shape[2] != 3 or 0 in video.shape:
-        raise ValueError(f"video of shape {tuple(video.shape)}; expected (B, T, 3, H, W), none of them 0")
+        expected = "(B, T, 3, H, W), none of them 0; as_video makes it of other layouts"
+        raise ValueError(f"video of shape {tuple(video.shape)}; expected {expected}")
     if device is not None and video.device != device:
         raise ValueError(f"video on {video.device}; expected it where the model is: video.to({str(device)!r})")
     if values and video.is_floating_point() and not torch.compiler.is_compiling():
@@ -182,11 +198,12 @@ def check_video(video: Any, device: torch.device | None = None, values: bool = T
         if low != low or high != high:
             raise ValueError("video holds NaN; expected values from 0 to 1")
         if low < VALUE_RANGE[0] or high > VALUE_RANGE[1]:
-            raise ValueError(f"video with values from {low:.4g} to {high:.4g}; expected 0 … 1 (or uint8 0 … 255)")
+            expected = "0 … 1 (or uint8 0 … 255), as as_video(frames, range=(0, 255)) gives it"
+            raise ValueError(f"video with values from {low:.4g} to {high:.4g}; expected {expected}")
 
 
 def check_queries(
-    queries: Any,  # (B, N, 3)
+    queries: Any,  # (B, N, 3) or (N, 3)
     batch: int,
     frames: int,
     image_size: tuple[float, float],
@@ -196,7 +213,9 @@ def check_queries(
     Raises:
         ValueError: Wrong shape, not finite, a time outside the clip or no integer, a position outside the frame.
     """
+    queries = as_tensor("queries", queries)
     check_tensor("queries", queries, "(B, N, 3)", (*FLOATING, *WHOLE), "real numbers")
+    queries = queries[None] if queries.ndim == 2 else queries
     if queries.ndim == 3 and len(queries) == 1:
         queries = queries.expand(batch, -1, -1)  # one set for all videos, as `grid_queries` gives it
     if queries.ndim != 3 or queries.shape[0] != batch or queries.shape[-1] != 3:
