@@ -57,9 +57,7 @@ def from_cotracker(points: tuple[Tensor, Tensor] | Tensor) -> Any:
     if not _is_output(points):
         return _shifted(_checked(points), HALF_A_PIXEL)
     tracks, visible = _pair(points)
-    xy = _shifted(_checked_tracks(tracks), HALF_A_PIXEL)
-    found = _tracks(xy, visible)
-    return Tracks(xy.transpose(1, 2), found.similarity.mT, None if visible is None else visible.mT)
+    return _tracks(_shifted(tracks, HALF_A_PIXEL).transpose(1, 2), None if visible is None else visible.mT)
 
 
 def to_tapir(points: Tracks | Tensor) -> Any:
@@ -99,8 +97,7 @@ def from_tapir(points: Mapping[str, Tensor] | tuple[Tensor, Tensor] | Tensor) ->
     if isinstance(points, Mapping):
         return _tracks_from_outputs(points)
     if _is_output(points):
-        tracks, visible = _pair(points)
-        return _tracks(_checked_tracks(tracks), visible)
+        return _tracks(*_pair(points))
     points = _checked(points)
     return txy_from_tyx(points) if points.shape[-1] == 3 else points
 
@@ -113,31 +110,34 @@ def tyx_from_txy(queries: Tensor) -> Tensor:  # (..., 3)
     return queries[..., [0, 2, 1]]
 
 
-def txy_from_tyx(queries: Tensor) -> Tensor:  # (..., 3)
-    """Queries (t, y, x) as (t, x, y)."""
-    return queries[..., [0, 2, 1]]
+txy_from_tyx = tyx_from_txy  # y and x trade places either way
 
 
 def _tracks_from_outputs(outputs: Mapping[str, Tensor]) -> Tracks:
     if missing := [key for key in ("tracks", "occlusion") if key not in outputs]:
         raise ValueError(f"outputs with the keys {list(outputs)}; expected {' and '.join(missing)} too")
     xy = _checked_tracks(outputs["tracks"])
-    occlusion = _of_points("occlusion", outputs["occlusion"], xy)
+    occlusion = _of_points("occlusion", outputs["occlusion"], xy, logits=True)
     if occlusion.dtype == torch.bool:
         return _tracks(xy, ~occlusion)
     if "expected_dist" not in outputs:
         raise ValueError("outputs without expected_dist; expected it beside the logits of occlusion")
-    logits = torch.stack([occlusion, _of_points("expected_dist", outputs["expected_dist"], xy)], dim=-1)
+    distance = _of_points("expected_dist", outputs["expected_dist"], xy, logits=True)
+    logits = torch.stack([occlusion, distance], dim=-1)
     return _tracks(xy, (1 - torch.sigmoid(logits)).prod(dim=-1) >= 0.5, logits)
 
 
-def _of_points(name: str, values: Any, xy: Tensor) -> Tensor:
-    """Bool values or logits of an output, one a point and frame."""
-    values = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
-    typed = isinstance(values, Tensor) and (values.is_floating_point() or values.dtype == torch.bool)
+def _of_points(name: str, values: Any, xy: Tensor, logits: bool = False) -> Tensor:
+    """A value of each point and frame: bool, or logits too."""
+    values = _tensor(values)
+    typed = isinstance(values, Tensor) and (values.dtype == torch.bool or (logits and values.is_floating_point()))
     if not typed or values.shape != xy.shape[:-1]:
         got = f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"{name} of {got}; expected bool or floating {tuple(xy.shape[:-1])}, as tracks are")
+        each = tuple(xy.shape[:-1])
+        expected = (
+            f"bool or floating {each}" if logits else f"torch.bool {each}: compare probabilities with a threshold"
+        )
+        raise ValueError(f"{name} of {got} for tracks of shape {tuple(xy.shape)}; expected {expected}")
     return values
 
 
@@ -145,26 +145,23 @@ def _is_output(points: Any) -> bool:
     return isinstance(points, (tuple, list)) and len(points) > 0 and isinstance(points[0], (Tensor, np.ndarray))
 
 
-def _pair(output: Any) -> tuple[Any, Any]:
+def _pair(output: Any) -> tuple[Tensor, Tensor | None]:
     if len(output) != 2:
         raise ValueError(f"an output of {len(output)} values; expected two, tracks and visibility")
-    tracks, visible = (torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in output)
-    return tracks, visible
+    xy = _checked_tracks(output[0])
+    return xy, None if output[1] is None else _of_points("visibility", output[1], xy)
 
 
 def _tracks(
-    xy: Tensor,  # (B, N, T, 2), or in another order of axes
-    visible: Tensor | None,  # (B, N, T) bool, in the same order
+    xy: Tensor,  # (B, N, T, 2)
+    visible: Tensor | None,  # (B, N, T) bool
     logits: Tensor | None = None,  # (B, N, T, 2)
 ) -> Tracks:
-    if visible is not None:
-        got = f"{visible.dtype} {tuple(visible.shape)}" if isinstance(visible, Tensor) else type(visible).__name__
-        if got != f"{torch.bool} {tuple(xy.shape[:-1])}":
-            raise ValueError(
-                f"visibility of {got} for tracks of shape {tuple(xy.shape)}; expected {torch.bool} "
-                f"{tuple(xy.shape[:-1])} (compare probabilities with a threshold first)"
-            )
     return Tracks(xy, torch.ones_like(xy[..., 0]), visible, logits)
+
+
+def _tensor(values: Any) -> Any:
+    return torch.from_numpy(values) if isinstance(values, np.ndarray) else values
 
 
 def _shifted(points: Tensor, by: float) -> Tensor:  # (..., 2) or (..., 3)
@@ -184,7 +181,7 @@ def _checked(points: Any) -> Tensor:
 
 
 def _checked_tracks(tracks: Any) -> Tensor:
-    tracks = torch.from_numpy(tracks) if isinstance(tracks, np.ndarray) else tracks
+    tracks = _tensor(tracks)
     if not isinstance(tracks, Tensor) or tracks.ndim != 4 or tracks.shape[-1] != 2:
         got = tuple(tracks.shape) if isinstance(tracks, Tensor) else type(tracks).__name__
         raise ValueError(f"tracks of shape {got}; expected four dimensions, the last of them x and y")

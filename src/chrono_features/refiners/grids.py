@@ -1,17 +1,28 @@
-"""What LocoTrack and TAPIR share: feature grids of a clip at every resolution that they refine at."""
+"""LocoTrack and TAPIR, BootsTAPIR (PyTorch): grids of L2-normalised features at every resolution that they refine at.
+
+The coarsest features have stride 8, and each finer level half of it.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .provider import FeatureProvider, frames_from_symmetric
+from ..backbone import ChronoBackbone
+from .provider import FeatureProvider
 
 BACKBONE = ("resnet_torch", "extra_convs")
+RETRAIN = ("torch_pips_mixer", "torch_cost_volume_track_mods", "cmdtop", "cost_conv", "occ_linear")
+CHANNELS = {  # of each level, finest first; the last two must add up to 384: the mixer's residual is as wide
+    "LocoTrack": (64, 128, 256),
+    "TAPIR": (128, 256),
+}
+COARSEST_STRIDE = 8
 MULTIPLE = 8  # of the sides of a resolution, as the trackers themselves ask
 
 
@@ -31,33 +42,46 @@ class FeatureGrids(nn.Module):
         video: Tensor,  # (B, T, H, W, 3) in [-1, 1]
         resolutions: Sequence[tuple[int, int]],
     ) -> list[tuple[Tensor, ...]]:  # a level each, finest first: (B, T, h, w, C) for every resolution
-        frames = frames_from_symmetric(video.movedim(-1, 2))
-        sizes = [(int(height), int(width)) for height, width in resolutions]
-        for height, width in sizes:
+        frames = ((video.movedim(-1, 2) + 1) / 2).clamp(0, 1)
+        found = {}
+        for height, width in dict.fromkeys(resolutions):
             if height % MULTIPLE or width % MULTIPLE:
                 raise ValueError(f"resolution {height} x {width}; expected multiples of {MULTIPLE}")
-        found = {size: self.provider(_resized(frames, size)) for size in dict.fromkeys(sizes)}
-        return list(zip(*(found[size] for size in sizes), strict=True))
+            resized = F.interpolate(frames.flatten(0, 1), (height, width), mode="bilinear", align_corners=False)
+            found[height, width] = self.provider(resized.unflatten(0, frames.shape[:2]))
+        return list(zip(*(found[size] for size in resolutions), strict=True))
+
+
+def attach(tracker: Any, chrono: ChronoBackbone) -> None:
+    widths = CHANNELS[_kind(tracker).__name__]
+    finest = COARSEST_STRIDE // 2 ** (len(widths) - 1)
+    provider = FeatureProvider(chrono, finest, widths, "BTHWC", normalised=True, levels=len(widths))
+    tracker.resnet_torch = FeatureGrids(provider)
+    tracker.extra_convs = None
+    tracker.get_feature_grids = partial(_feature_grids, tracker)  # pickled and copied with its tracker
 
 
 def detach(tracker: Any) -> None:
-    """Gives a tracker the method of its class back."""
     del tracker.get_feature_grids
 
 
-def resolutions(module: Any, tracker: Any, video: Tensor, given: Any) -> list[tuple[int, int]]:
-    """Those asked for, or the tracker's own choice."""
-    sizes = module.utils.generate_default_resolutions(video.shape[2:4], tracker.initial_resolution)
-    return [tuple(size) for size in (sizes if given is None else given)]
+def own_features(tracker: Any, video: Tensor) -> Any:  # (B, T, H, W, 3) in [-1, 1] -> (B, T, h, w, 256)
+    return tracker.get_feature_grids(video, False, [tuple(video.shape[2:4])]).lowres[-1]
 
 
-def defining_module(tracker: nn.Module, name: str) -> Any:
-    """The module that holds the tracker's class of that name, with what is defined beside it."""
-    return sys.modules[next(c for c in type(tracker).__mro__ if c.__name__ == name).__module__]
+def _feature_grids(
+    self: Any, video: Tensor, is_training: bool | None = False, refinement_resolutions: Any = None
+) -> Any:  # the tracker's own FeatureGrids
+    kind = _kind(self)
+    module = sys.modules[kind.__module__]  # with what is defined beside the tracker's class
+    if refinement_resolutions is None:
+        refinement_resolutions = module.utils.generate_default_resolutions(video.shape[2:4], self.initial_resolution)
+    own = [self.initial_resolution] if kind.__name__ == "TAPIR" else []  # for its cost volume
+    sizes = tuple((int(height), int(width)) for height, width in [*own, *refinement_resolutions])
+    finest_first = self.resnet_torch(video, sizes)
+    return module.FeatureGrids(*reversed(finest_first), sizes)
 
 
-def _resized(frames: Tensor, size: tuple[int, int]) -> Tensor:  # (B, T, 3, H, W)
-    if tuple(frames.shape[-2:]) == size:
-        return frames
-    resized = F.interpolate(frames.flatten(0, 1), size, mode="bilinear", align_corners=False)
-    return resized.unflatten(0, frames.shape[:2])
+def _kind(tracker: Any) -> type:
+    """The tracker's class as its authors define it."""
+    return next(c for c in type(tracker).__mro__ if c.__name__ in CHANNELS)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..backbone import ChronoBackbone
@@ -13,7 +14,7 @@ from ..checks import check_video
 from ..dtypes import l2_normalise
 
 FINEST_STRIDE = 4  # pixels: finer features are interpolated, as a finer token grid costs four times as much
-LAYOUTS = ("BCHW", "BTCHW", "BTHWC")
+LAYOUTS = {"BCHW": "(b t) c h w", "BTCHW": "b t c h w", "BTHWC": "b t h w c"}
 
 
 class FeatureProvider(nn.Module):
@@ -57,6 +58,7 @@ class FeatureProvider(nn.Module):
         chrono.visibility_head.requires_grad_(False)
         self.chrono, self.layout, self.normalised = chrono, layout, normalised
         self.strides = [stride * 2**level for level in range(levels)]
+        self.finest = max(stride, FINEST_STRIDE)
         self.heads = nn.ModuleList(
             nn.Conv2d(chrono.feature_info[self._source(s)]["num_chs"], width, 1)
             for s, width in zip(self.strides, widths, strict=True)
@@ -90,27 +92,20 @@ class FeatureProvider(nn.Module):
             maps = pyramid[self._source(stride)].flatten(0, 1)
             maps = maps * maps.shape[1] ** 0.5  # L2-normalised so far; trackers' own features are about 1 a channel
             maps = head(_resized(maps, size)).unflatten(0, video.shape[:2])
-            levels.append(_laid_out(l2_normalise(maps) if self.normalised else maps, self.layout))
+            maps = l2_normalise(maps) if self.normalised else maps
+            levels.append(rearrange(maps, f"b t c h w -> {LAYOUTS[self.layout]}"))
         return levels if len(levels) > 1 else levels[0]
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """The token grid for frames of (height, width): features come at the finest stride, but no finer than 4."""
-        finest = max(self.strides[0], FINEST_STRIDE)
-        tokens = finest * self.chrono.feature_shape((1, 1))[1]  # pixels of a token: a neck doubles the grid
+        tokens = self.finest * self.chrono.feature_shape((1, 1))[1]  # pixels of a token: a neck doubles the grid
         return tuple(max(1, math.ceil(side / tokens)) for side in image_size)  # type: ignore[return-value]
 
     def _source(self, stride: int) -> int:
         """The level of the backbone's pyramid for a stride: its coarsest that is no coarser."""
         info = self.chrono.feature_info
-        finest = max(self.strides[0], FINEST_STRIDE)
         ratios = [level["reduction"] / info[0]["reduction"] for level in info]
-        return max(i for i, ratio in enumerate(ratios) if finest * ratio <= max(stride, finest))
-
-
-def _laid_out(maps: Tensor, layout: str) -> Tensor:  # (B, T, C, h, w)
-    if layout == "BCHW":
-        return maps.flatten(0, 1)
-    return maps if layout == "BTCHW" else maps.permute(0, 1, 3, 4, 2)
+        return max(i for i, ratio in enumerate(ratios) if self.finest * ratio <= max(stride, self.finest))
 
 
 def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:  # (N, C, h, w) -> (N, C, *size)
@@ -118,8 +113,3 @@ def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:  # (N, C, h, w) -> 
         return maps
     smaller = maps.shape[-1] > size[1]
     return F.interpolate(maps, size, mode="bilinear", align_corners=False, antialias=smaller)
-
-
-def frames_from_symmetric(video: Tensor) -> Tensor:
-    """Values in [-1, 1], as trackers take them, in [0, 1]; what lies a little outside is cut off."""
-    return ((video + 1) / 2).clamp(0, 1)

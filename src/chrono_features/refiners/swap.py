@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import ChronoBackbone
-from ..checks import check_video
+from ..checks import check_choice, check_video
 from ..dtypes import l2_normalise
 
 MODULES = {  # class of the tracker -> module here
-    "LocoTrack": "locotrack",
-    "TAPIR": "tapir",
+    "LocoTrack": "grids",
+    "TAPIR": "grids",
     "CoTracker2": "cotracker",
     "CoTrackerThreeOffline": "cotracker",
     "CoTrackerThreeOnline": "cotracker",
@@ -52,11 +52,10 @@ def swap_backbone(tracker: nn.Module, chrono: ChronoBackbone, *, freeze: str | N
             argument is not as above.
     """
     module = _module_for(tracker)
-    if freeze not in FREEZE:
-        raise ValueError(f"freeze={freeze!r}; expected one of {', '.join(map(repr, FREEZE))}")
+    check_choice("freeze", freeze, FREEZE)
     if not isinstance(chrono, ChronoBackbone):
         raise ValueError(f"chrono of type {type(chrono).__name__}; expected a ChronoBackbone")
-    if _swap_of(tracker) is not None:
+    if hasattr(tracker, "chrono_swap"):
         raise ValueError(f"{type(tracker).__name__} has been swapped already; expected unswap_backbone(tracker) before")
     _check_dtype(tracker, chrono)
     parameters = [*tracker.parameters(), *chrono.parameters()]
@@ -81,8 +80,6 @@ def unswap_backbone(tracker: nn.Module) -> nn.Module:
         ValueError: It was not swapped.
     """
     module, swap = _module_for(tracker), _swap_of(tracker)
-    if swap is None:
-        raise ValueError(f"{type(tracker).__name__} was not swapped; expected one that swap_backbone was called with")
     like = next(tracker.parameters())
     module.detach(tracker)
     for name, original in swap.original.items():
@@ -100,8 +97,7 @@ def trainable_report(tracker: nn.Module) -> None:
         ValueError: It was not swapped.
     """
     module = _module_for(tracker)
-    if _swap_of(tracker) is None:
-        raise ValueError(f"{type(tracker).__name__} was not swapped; expected one that swap_backbone was called with")
+    _swap_of(tracker)  # refuses one that was not swapped
     provider = getattr(tracker, module.BACKBONE[0]).provider
     parts: dict[str, tuple[nn.Module, str]] = {
         "chrono": (provider.chrono, "as loaded"),
@@ -148,7 +144,7 @@ def features_from(tracker: nn.Module) -> TrackerFeatures:
     Raises:
         ValueError: The tracker is of another class, or has been swapped.
     """
-    if _swap_of(tracker) is not None:
+    if hasattr(tracker, "chrono_swap"):
         raise ValueError(f"{type(tracker).__name__} has been swapped; expected one with its own backbone")
     return TrackerFeatures(tracker)
 
@@ -166,15 +162,17 @@ def _module_for(tracker: Any) -> ModuleType:
     )
 
 
-def _swap_of(tracker: nn.Module) -> _Swap | None:
-    return vars(tracker).get("chrono_swap")
+def _swap_of(tracker: nn.Module) -> _Swap:
+    if not hasattr(tracker, "chrono_swap"):
+        raise ValueError(f"{type(tracker).__name__} was not swapped; expected one that swap_backbone was called with")
+    return tracker.chrono_swap  # type: ignore[return-value]
 
 
 def _check_dtype(tracker: nn.Module, chrono: ChronoBackbone) -> None:
     types = {p.dtype for p in tracker.parameters() if p.is_floating_point()}
     if types != {chrono.dtype}:
-        found, wanted = ", ".join(sorted(map(str, types))), str(chrono.dtype)
+        found = ", ".join(sorted(map(str, types)))
         raise ValueError(
-            f"tracker in {found}, chrono in {wanted}; expected one type: call tracker.float() and run it under "
+            f"tracker in {found}, chrono in {chrono.dtype}; expected one type: call tracker.float() and run it under "
             f"torch.autocast, or chrono.to(...) the tracker's"
         )
