@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from chrono_features import ChronoBackbone, checkpoints
+from chrono_features import ChronoBackbone, authors, checkpoints
 from chrono_features.authors import read_authors
 from chrono_features.extras import how_to_install
 
@@ -524,7 +524,7 @@ def gdown(monkeypatch, data, tmp_path):
 
     module.download, module.calls = download, calls
     monkeypatch.setitem(sys.modules, "gdown", module)
-    monkeypatch.setattr(checkpoints, "read_authors", lambda path: read_authors(path, num_heads=4, grid=(8, 8)))
+    monkeypatch.setattr(authors, "read_authors", lambda path: read_authors(path, num_heads=4, grid=(8, 8)))
     return module
 
 

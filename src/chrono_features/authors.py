@@ -8,11 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .checks import is_integer, refusal
+from . import checks, files, weights
 from .config import ChronoConfig, check_grid
 from .extras import MissingExtra, require
-from .files import check_regular
-from .weights import is_dense, load_plain
 
 # File ids on Google Drive, from the README of https://github.com/cvlab-kaist/Chrono
 AUTHORS_FILES = {
@@ -91,15 +89,14 @@ def _address(name: str) -> str:
 
 
 def _authors_state(path: Path) -> dict[str, Tensor]:
-    check_regular(path, "a Lightning checkpoint of the authors' code")
-    checkpoint = load_plain(path)
+    files.check_regular(path, "a Lightning checkpoint of the authors' code")
+    checkpoint = weights.load_plain(path)
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict):
         raise ValueError(f"{path} has no state_dict; expected a Lightning checkpoint of the authors' code")
-    prefix = "model."
-    own = {k.removeprefix(prefix): v for k, v in state.items() if isinstance(k, str) and k.startswith(prefix)}
-    if wrong := [key for key, value in own.items() if not is_dense(value)]:
-        raise ValueError(f"{path}: {prefix}{wrong[0]} is no dense floating-point tensor; expected weights")
+    own = {k.removeprefix("model."): v for k, v in state.items() if isinstance(k, str) and k.startswith("model.")}
+    if wrong := [key for key, value in own.items() if not weights.is_dense(value)]:
+        raise ValueError(f"{path}: model.{wrong[0]} is no dense floating-point tensor; expected weights")
     if (needed := sum(value.nbytes for value in own.values())) > (size := path.stat().st_size):
         raise ValueError(f"{path} has {size} bytes for weights of {needed}; expected every weight to be stored")
     return own
@@ -125,8 +122,8 @@ def _authors_config(state: Mapping[str, Tensor], num_heads: int | None, grid: tu
         if width % 64:
             raise ValueError(f"num_heads=None; expected the number of heads, as the width {width} is no multiple of 64")
         num_heads = width // 64
-    elif not is_integer(num_heads, 1) or width % num_heads:
-        raise refusal("num_heads", num_heads, f"a divisor of the width {width}")
+    elif not checks.is_integer(num_heads, 1) or width % num_heads:
+        raise checks.refusal("num_heads", num_heads, f"a divisor of the width {width}")
     depth = len({key.split(".")[2] for key in state if key.startswith("dino.blocks.")})
     registers = state.get("dino.register_tokens")
     if registers is not None and registers.ndim != 3:
@@ -153,26 +150,25 @@ def _authors_config(state: Mapping[str, Tensor], num_heads: int | None, grid: tu
 
 
 def _rename_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' names to ours. Keys that are none of theirs are kept, so that loading reports them."""
-    renamed = {}
-    for key, value in state.items():
-        first, _, rest = key.partition(".")
-        if key == "dino.mask_token":  # only DINOv2's own training uses it
-            continue
-        if first == "dino":
-            renamed["vit." + {"register_tokens": "reg_token"}.get(rest, rest)] = value
-        elif first == "adapter":
-            index, _, name = rest.partition(".")
-            layer, _, parameter = name.rpartition(".")
-            known = ADAPTER_NAMES.get(layer)
-            renamed[f"adapters.{index}.{known}.{parameter}" if known else f"model.{key}"] = value
-        elif first == "occ_linear":
-            renamed[f"visibility_head.linear.{rest}"] = value
-        else:
-            renamed[f"model.{key}"] = value
+    """The authors' names to ours."""
+    renamed = {_our_name(key): value for key, value in state.items() if key != "dino.mask_token"}  # of training only
     table, token = renamed["vit.pos_embed"], renamed.get("vit.cls_token")
     if "vit.reg_token" in renamed and token is not None and token.shape == table[:, :1].shape:
         # With registers, timm keeps no position for the class token: it is added to the token itself.
-        renamed["vit.cls_token"] = renamed["vit.cls_token"] + table[:, :1]
+        renamed["vit.cls_token"] = token + table[:, :1]
         renamed["vit.pos_embed"] = table[:, 1:]
     return renamed
+
+
+def _our_name(key: str) -> str:
+    """A name that is none of the authors' is kept, so that loading reports it."""
+    first, _, rest = key.partition(".")
+    index, _, name = rest.partition(".")
+    layer, _, parameter = name.rpartition(".")
+    if first == "dino":
+        return f"vit.{'reg_token' if rest == 'register_tokens' else rest}"
+    if first == "adapter" and layer in ADAPTER_NAMES:
+        return f"adapters.{index}.{ADAPTER_NAMES[layer]}.{parameter}"
+    if first == "occ_linear":
+        return f"visibility_head.linear.{rest}"
+    return f"model.{key}"

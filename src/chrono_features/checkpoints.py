@@ -20,11 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .authors import AUTHORS_FILES, by_hand, download, read_authors
-from .checks import check_flag, check_path, is_folder, refusal, suggestion
+from . import authors, checks, folders
 from .config import WEIGHT_SOURCES, ChronoConfig, distinct
 from .files import open_regular
-from .folders import STAGING, write_folder
 from .weights import check_savable
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -36,7 +34,7 @@ DINOV2_VITS = {
     "dinov2-vits14": "vit_small_patch14_dinov2.lvd142m",
     "dinov2-vitb14": "vit_base_patch14_dinov2.lvd142m",
 }
-NAMES = ("chrono-tiny", *AUTHORS_FILES, *DINOV2_VITS)
+NAMES = ("chrono-tiny", *authors.AUTHORS_FILES, *DINOV2_VITS)
 
 
 class Checkpoint(NamedTuple):
@@ -78,22 +76,21 @@ def load(
     }
     check_name(name)
     name = os.fspath(name)
-    check_flag("force_download", force_download)
-    check_flag("local_files_only", local_files_only)
-    is_authors = name not in NAMES and not is_folder(Path(name)) and Path(name).suffix == ".ckpt"
-    if num_heads is not None and not is_authors:
-        raise refusal("num_heads", num_heads, "None, but for an authors' .ckpt")
-    if name == "chrono-tiny":
+    checks.check_flag("force_download", force_download)
+    checks.check_flag("local_files_only", local_files_only)
+    if name not in NAMES and not checks.is_folder(Path(name)) and Path(name).suffix == ".ckpt":
+        found = Checkpoint(*authors.read_authors(name, num_heads), source=name)
+    elif num_heads is not None:
+        raise checks.refusal("num_heads", num_heads, "None, but for an authors' .ckpt")
+    elif name == "chrono-tiny":
         found = read_folder(BUNDLED)
-    elif name in AUTHORS_FILES:
+    elif name in authors.AUTHORS_FILES:
         found = read_folder(_fetch_authors(name, **hub))
     elif name in DINOV2_VITS:
         config = ChronoConfig(vit=DINOV2_VITS[name], adapter_blocks="none", pos_embed_resize="dinov2")
         found = Checkpoint(config, None, name, vit_from_timm=True)
-    elif is_folder(Path(name)):
+    elif checks.is_folder(Path(name)):
         found = read_folder(Path(name))
-    elif is_authors:
-        found = Checkpoint(*read_authors(name, num_heads), source=name)
     else:
         found = read_folder(_fetch_hub(name, revision=revision, token=token, **hub))
     return found._replace(config=found.config.replace(**config_overrides))
@@ -102,11 +99,11 @@ def load(
 def check_name(name: Any) -> None:
     """Raises ValueError, naming the known ones, if `name` cannot be a model's."""
     expected = f"one of {', '.join(NAMES)}, a folder, a .ckpt file, or a hub id user/model"
-    path = check_path("name", name, expected)
+    path = checks.check_path("name", name, expected)
     name = os.fspath(name)
     hub_id = name.count("/") == 1 and all(name.split("/")) and not name.startswith(".")
-    if not (name in NAMES or hub_id or path.suffix == ".ckpt" or is_folder(path)):
-        raise refusal("name", name, f"{expected}{suggestion(name, NAMES)}")
+    if not (name in NAMES or hub_id or path.suffix == ".ckpt" or checks.is_folder(path)):
+        raise checks.refusal("name", name, f"{expected}{checks.suggestion(name, NAMES)}")
 
 
 def read_folder(folder: Path) -> Checkpoint:
@@ -141,12 +138,15 @@ def _read(folder: Path) -> Checkpoint:
         raise
     except Exception as error:  # a damaged file raises anything
         raise ValueError(f"{folder / WEIGHTS_FILE} is a truncated or corrupt safetensors file: {error}") from error
-    config = read_config(folder / CONFIG_FILE)
+    path = folder / CONFIG_FILE
+    if (size := path.stat().st_size) > MAX_CONFIG_BYTES:
+        raise ValueError(f"{path} has {size} bytes; expected at most {MAX_CONFIG_BYTES}")
+    config = _parsed(path.read_bytes(), path)
     if "config" in about:  # since version 0.5
         own = _parsed(about["config"], folder / WEIGHTS_FILE)
         if own != config and not _is_interrupted(folder, own):
             raise ValueError(
-                f"{folder / CONFIG_FILE} differs from the configuration in {WEIGHTS_FILE}; expected the same. "
+                f"{path} differs from the configuration in {WEIGHTS_FILE}; expected the same. "
                 "Override it in from_pretrained, and save the model to keep that"
             )
         config = own
@@ -159,13 +159,6 @@ def _check_header(path: Path) -> None:
         size = int.from_bytes(file.read(8), "little")
         if size <= MAX_HEADER_BYTES:  # else safetensors refuses it
             json.loads(file.read(size), object_pairs_hook=distinct)
-
-
-def read_config(path: Path) -> ChronoConfig:
-    """Reads config.json; ValueError unless it is a configuration."""
-    if (size := path.stat().st_size) > MAX_CONFIG_BYTES:
-        raise ValueError(f"{path} has {size} bytes; expected at most {MAX_CONFIG_BYTES}")
-    return _parsed(path.read_bytes(), path)
 
 
 def save(
@@ -185,24 +178,27 @@ def save(
     Raises:
         ValueError: `adapters_only` for a model whose ViT was trained, or weights that could not be loaded again.
     """
-    check_path("folder", folder)
+    folder = checks.check_path("folder", folder)
     if adapters_only and not (config.freeze_vit and config.stem == "patch"):
         raise ValueError("adapters_only=True with a ViT that is trained too; expected freeze_vit=True and stem='patch'")
     if adapters_only and (sources := sorted(WEIGHT_SOURCES & config.vit_kwargs.keys())):
         named = ", ".join(sources)
         raise ValueError(f"adapters_only=True with {named} in vit_kwargs, which no file may name; expected False")
-    folder, text = Path(folder), config.to_json()
+    text = config.to_json()
     metadata = {"format": "pt", "contents": ADAPTERS_ONLY if adapters_only else "all", "config": text}
     state = {k: v.contiguous() for k, v in state.items() if not (adapters_only and k.startswith("vit."))}
     check_savable(state)
     files = [WEIGHTS_FILE, CONFIG_FILE]  # readers find the configuration of new weights even before it is in its place
     if not os.path.lexists(folder / "README.md"):
         files.append("README.md")
-    with write_folder(folder, files) as new:
+    with folders.write_folder(folder, files) as new:
         (new / CONFIG_FILE).write_text(text, encoding="utf-8")
         if "README.md" in files:
             (new / "README.md").write_text(_MODEL_CARD, encoding="utf-8")
-        _save_tensors(state, new / WEIGHTS_FILE, metadata, folder / WEIGHTS_FILE)
+        try:
+            save_file(state, new / WEIGHTS_FILE, metadata)
+        except SafetensorError as error:  # a full disk, too
+            raise OSError(f"{folder / WEIGHTS_FILE} could not be written: {error}") from error
         shutil.copymode(new / CONFIG_FILE, new / WEIGHTS_FILE)
 
 
@@ -223,13 +219,6 @@ def push(
         api.create_branch(repo_id=repo, branch=branch, exist_ok=True)
     files = [CONFIG_FILE, WEIGHTS_FILE, "README.md"]
     return api.upload_folder(repo_id=repo, folder_path=folder, revision=branch, allow_patterns=files, **options)
-
-
-def _save_tensors(state: dict[str, Tensor], path: Path, metadata: dict[str, str], target: Path) -> None:
-    try:
-        save_file(state, path, metadata)
-    except SafetensorError as error:  # a full disk, too
-        raise OSError(f"{target} could not be written: {error}") from error
 
 
 def _fetch_hub(name: str, **options: Any) -> Path:
@@ -255,7 +244,7 @@ def _fetch_authors(
     folder = cache / name
     if _is_complete(folder) and not force_download:
         return folder
-    otherwise = by_hand(name, folder)
+    otherwise = authors.by_hand(name, folder)
     cache.mkdir(parents=True, exist_ok=True)
     if local_files_only or constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(f"{otherwise} (not fetched: offline mode)")
@@ -267,8 +256,8 @@ def _fetch_authors(
         temporary.mkdir()
         try:
             target = temporary / f"{name}.ckpt"
-            download(name, target, otherwise)
-            save(*read_authors(target), folder)
+            authors.download(name, target, otherwise)
+            save(*authors.read_authors(target), folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -289,7 +278,7 @@ def _parsed(text: str | bytes, source: Path) -> ChronoConfig:
 def _is_interrupted(folder: Path, config: ChronoConfig) -> bool:
     """Whether the config.json of these weights is still, or since someone was killed, waiting to be renamed."""
     try:
-        with open(open_regular(folder / STAGING / CONFIG_FILE, os.O_RDONLY), "rb") as file:
+        with open(open_regular(folder / folders.STAGING / CONFIG_FILE, os.O_RDONLY), "rb") as file:
             return ChronoConfig.from_json(file.read(MAX_CONFIG_BYTES)) == config
     except (OSError, ValueError):
         return False
@@ -297,8 +286,8 @@ def _is_interrupted(folder: Path, config: ChronoConfig) -> bool:
 
 def _identities(folder: Path) -> list[tuple[int, int, int]]:
     """What tells one pair of files from another."""
-    files = [(folder / name).stat() for name in (CONFIG_FILE, WEIGHTS_FILE)]
-    return [(file.st_ino, file.st_mtime_ns, file.st_size) for file in files]
+    found = [(folder / name).stat() for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    return [(file.st_ino, file.st_mtime_ns, file.st_size) for file in found]
 
 
 _MODEL_CARD = """---

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -111,31 +111,24 @@ def open_regular(path: str | os.PathLike[str], flags: int) -> int:
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(path, flags, 0o666)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link, a pipe that nobody reads, a folder
-            raise FileExistsError(f"{os.fspath(path)} is no regular file; expected to find none there") from error
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
         os.close(descriptor)
-        raise FileExistsError(f"{os.fspath(path)} is no regular file; expected to find none there")
-    return descriptor
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link, a pipe that nobody reads, a folder
+            raise
+    raise FileExistsError(f"{os.fspath(path)} is no regular file; expected to find none there")
 
 
 def _resolved(path: str | os.PathLike[str]) -> Path:
-    target = None
-    with contextlib.suppress(RuntimeError):  # how Python up to 3.12 tells of links in a circle
-        target = Path(path).resolve()  # a link stays one
-    if target is None or target.is_symlink():
+    target = Path(os.path.realpath(path))
+    if any(part.is_symlink() for part in (target, *target.parents)):  # links in a circle stay
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
     return target
 
 
 def _prefix(target: Path) -> str:
     return f".{target.name[:40]}."  # names have at most 255 bytes
-
-
-def _is_temporary(rest: str) -> bool:
-    return len(rest) == 12 and rest.endswith(".tmp") and set(rest[:8]) <= set("0123456789abcdef")
 
 
 @contextmanager
@@ -151,23 +144,19 @@ def _temporary(target: Path) -> Iterator[BinaryIO]:
                 yield file
                 return
             finally:
-                with contextlib.suppress(OSError):  # what it still buffers did not fit, as was told before
+                with suppress(OSError):  # what it still buffers did not fit, as was told before
                     file.close()
                 path.unlink(missing_ok=True)
 
 
 def _clear(target: Path) -> None:
     """Removes temporary files of `target` that no process is writing."""
-    start = _prefix(target)
+    temporary = re.compile(re.escape(_prefix(target)) + r"[0-9a-f]{8}\.tmp")
     for path in target.parent.iterdir():
-        if path.name.startswith(start) and _is_temporary(path.name[len(start) :]):
-            with contextlib.suppress(OSError):
-                descriptor = open_regular(path, os.O_RDONLY)
-                try:
-                    _hold(descriptor, wait=False)
-                    path.unlink()
-                finally:
-                    os.close(descriptor)
+        if temporary.fullmatch(path.name):
+            with suppress(OSError), open(open_regular(path, os.O_RDONLY), "rb") as file:
+                _hold(file.fileno(), wait=False)
+                path.unlink()
 
 
 def _hold(descriptor: int, wait: bool) -> None:
@@ -176,5 +165,5 @@ def _hold(descriptor: int, wait: bool) -> None:
     On Windows nothing is marked: a file that is open cannot be removed there.
     """
     if fcntl is not None:
-        with contextlib.suppress(OSError) if wait else contextlib.nullcontext():  # file systems without locks
+        with suppress(OSError) if wait else nullcontext():  # file systems without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

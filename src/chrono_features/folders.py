@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from huggingface_hub.utils import WeakFileLock
@@ -62,7 +61,7 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # on Windows the lock removes it
+            with suppress(OSError):  # on Windows the lock removes it
                 os.unlink(lock)
 
 

@@ -10,16 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import (
-    FLOATING,
-    WHOLE,
-    check_features,
-    check_finite,
-    check_integer,
-    check_number,
-    check_tensor,
-    check_video,
-)
+from . import checks
 from .dtypes import wide_dtype
 from .ops.matching import default_budget
 from .preprocess import cell_colours
@@ -69,17 +60,16 @@ def propagate_labels(
     Raises:
         ValueError: An argument has the wrong shape, type or range; the message names it.
     """
-    check_features(features)
-    _check_labels(labels, len(features))
     if video is not None:
-        check_video(video)
-        check_features(features, video)
+        checks.check_video(video)
+    checks.check_features(features, video)
+    _check_labels(labels, len(features))
     farthest = max(features.shape[-2:])
     search = _Search(
-        min(check_integer("context", context), features.shape[1]),
-        check_integer("neighbours", neighbours, 1),
-        farthest if radius is None else min(check_integer("radius", radius), farthest),
-        check_number("temperature", temperature),
+        min(checks.check_integer("context", context), features.shape[1]),
+        checks.check_integer("neighbours", neighbours, 1),
+        farthest if radius is None else min(checks.check_integer("radius", radius), farthest),
+        checks.check_number("temperature", temperature),
     )
     if video is not None:
         features = _with_colours(features, video)
@@ -167,11 +157,11 @@ def _look_up(
 
 def _check_labels(labels: Tensor, batch: int) -> None:
     expected = f"(B, K, H, W) floating or bool, or (B, H, W) integers, with B={batch}"
-    check_tensor("labels", labels, expected, (torch.bool, *FLOATING, *WHOLE), expected)
+    checks.check_tensor("labels", labels, expected, (torch.bool, *checks.FLOATING, *checks.WHOLE), expected)
     soft = labels.is_floating_point() or labels.dtype == torch.bool
     if labels.ndim != (4 if soft else 3) or len(labels) != batch or 0 in labels.shape:
         raise ValueError(f"labels of shape {tuple(labels.shape)} and type {labels.dtype}; expected {expected}")
-    check_finite("labels", labels)
+    checks.check_finite("labels", labels)
     if not soft:
         low, high = torch.stack(torch.aminmax(labels.long())).tolist()
         if low < 0 or high > MOST_LABELS:

@@ -22,7 +22,6 @@ NESTING = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET", "REDUCE
 ALLOCATING = re.compile(r"(__builtin__|builtins) bytearray|torch \w*Tensor|torch(\.storage)? UntypedStorage")
 INITIALISING = frozenset({"add_", "clamp_", "erfinv_", "fill_", "mul_", "normal_", "uniform_", "zero_"})
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_DTYPES = "float64, float32, float16 or bfloat16"
 
 
 def checked_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -51,20 +50,20 @@ def checked_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], s
 
 def is_dense(value: object) -> bool:
     """Whether it is a tensor that weights can be: dense, floating-point, in memory."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
-        return False
-    if value.is_meta or value.is_nested:
-        return False
-    return value.dtype in WEIGHT_DTYPES
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.dtype in WEIGHT_DTYPES
+        and not (value.is_quantized or value.is_meta or value.is_nested)
+    )
 
 
 def check_savable(state: Mapping[str, Tensor]) -> None:
     """ValueError unless `checked_state` will take these weights back."""
     for key, value in state.items():
         if not is_dense(value):
-            raise ValueError(
-                f"model holds {key} of {value.dtype} on {value.device}; expected dense {_DTYPES} in memory"
-            )
+            expected = "dense float64, float32, float16 or bfloat16 in memory"
+            raise ValueError(f"model holds {key} of {value.dtype} on {value.device}; expected {expected}")
         if not _is_finite(value):
             raise ValueError(f"model holds NaN or infinity in {key}; expected finite weights")
 
