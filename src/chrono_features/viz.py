@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_finite, check_integer, check_tensor, is_integer, is_number, refusal
+from .checks import check_finite, check_integer, check_probability, check_tensor, is_integer, is_number, refusal
 from .config import WIDEST
 from .extras import require
 from .tracking import Tracks
@@ -61,9 +61,8 @@ def point_colours(
     xy: np.ndarray,  # (N, 2)
 ) -> list[tuple[int, int, int]]:
     """One RGB colour per point: red at the top, over green, to violet at the bottom."""
-    order = np.lexsort((xy[:, 0], xy[:, 1]))
-    hues = np.empty(len(xy))
-    hues[order] = np.arange(len(xy)) * (0.83 / max(len(xy) - 1, 1))
+    rank = np.lexsort((xy[:, 0], xy[:, 1])).argsort()
+    hues = rank * (0.83 / max(len(xy) - 1, 1))
     return [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.9, 1.0)) for hue in hues]  # type: ignore[misc]
 
 
@@ -165,8 +164,7 @@ def similarity_overlay(
     pair = isinstance(limits, (tuple, list)) and len(limits) == 2 and all(map(is_number, limits))
     if not pair or not limits[1] > limits[0]:
         raise refusal("limits", limits, "two numbers (low, high) with low < high")
-    if not is_number(opacity) or not 0 <= opacity <= 1:
-        raise refusal("opacity", opacity, "a number from 0 to 1")
+    check_probability("opacity", opacity)
     level = (similarity.detach().cpu().float() - limits[0]) / (limits[1] - limits[0])
     position = _resize(level[None], (frame.shape[1], frame.shape[2]))[0].clamp(0, 1).numpy()
     heat = np.stack([np.interp(position, np.linspace(0, 1, len(HEAT)), channel) for channel in HEAT.T], axis=-1)

@@ -54,28 +54,11 @@ class Damage:
         self.in_doubt = doubtful
 
 
-class Spoilt:
-    """Which frames suffer from bad packets: their own, and those decoded later but shown before, up to a key frame."""
-
-    def __init__(self) -> None:
-        self.faults: dict[int | None, str] = {}  # by the time of the frame
-        self.before, self.fault = -math.inf, ""  # of the latest bad packet
-
-    def add_packet(self, packet: Any, fault: str) -> None:
-        if packet.is_keyframe:
-            self.before = -math.inf
-        time = -math.inf if packet.pts is None else packet.pts
-        if fault:
-            self.before, self.fault = max(self.before, time), fault
-        if fault or time < self.before:
-            self.faults[packet.pts] = self.fault
-
-    def fault_of(self, frame: Any) -> str:
-        return self.faults.pop(frame.pts, "")
-
-
 class Progress:
-    """How far packets and frames of a stream have come, and whether that is as far as the file says."""
+    """How far packets and frames of a stream have come, which are damaged, and whether that is as far as the file says.
+
+    A bad packet spoils its own frame, and those decoded later but shown before, up to a key frame.
+    """
 
     def __init__(self, container: Any, stream: Any, path: Path) -> None:
         self.container, self.stream, self.path = container, stream, path
@@ -87,21 +70,33 @@ class Progress:
         self.last_packet = self.last_frame = self.end = -math.inf
         self.duration = 0  # of all packets together
         self.interlaced = False
+        self.faults: dict[int | None, str] = {}  # by the time of the frame
+        self.spoilt_before, self.fault = -math.inf, ""  # of the latest bad packet
 
-    def add_packet(self, packet: Any) -> None:
+    def add_packet(self, packet: Any, fault: str) -> None:
+        time = -math.inf if packet.pts is None else packet.pts
+        duration = packet.duration or 0
         self.started = self.started or packet.is_keyframe
         self.packets += packet.size > 0
-        self.duration += packet.duration or 0
-        if packet.pts is not None:
-            self.end = max(self.end, packet.pts + (packet.duration or 0))
-            if not packet.is_discard:
-                self.last_packet = max(self.last_packet, packet.pts)
+        self.duration += duration
+        self.end = max(self.end, time + duration)
+        if not packet.is_discard:
+            self.last_packet = max(self.last_packet, time)
+        if packet.is_keyframe:
+            self.spoilt_before = -math.inf
+        if fault:
+            self.spoilt_before, self.fault = max(self.spoilt_before, time), fault
+        if fault or time < self.spoilt_before:
+            self.faults[packet.pts] = self.fault
 
-    def add_frame(self, frame: Any) -> None:
+    def add_frame(self, frame: Any) -> str:
+        """What is wrong with the frame; "" for nothing."""
         self.started = True
         self.interlaced = frame.interlaced_frame
         if frame.pts is not None:
             self.last_frame = max(self.last_frame, frame.pts)
+        marked = "the decoder marks it corrupt" if frame.is_corrupt else ""
+        return self.faults.pop(frame.pts, "") or marked
 
     def shortfall(self) -> str:
         """What is missing at the end; "" for nothing."""

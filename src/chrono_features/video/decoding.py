@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..checks import check_path
 from ..extras import require
 from .cropping import Crop, container_crop
-from .damage import Progress, Spoilt, ends_amid_packet
+from .damage import Progress, ends_amid_packet
 
 PROTOCOLS = "file,crypto,data"  # a playlist, or a file in another's clothes, opens no network
 JOINED = ("hls", "mpegts")  # demuxers of what may be joined from segments
@@ -103,14 +104,9 @@ def existing(path: str | os.PathLike[str]) -> Path:
         FileNotFoundError: There is nothing there; a URL is told apart.
         ValueError: It is no path.
     """
-    try:
-        if path == "":  # as an unset variable; Path takes it for the current folder
-            raise ValueError
-        found = Path(path)
-        if found.exists():
-            return found
-    except (TypeError, ValueError):  # such as a null byte
-        raise ValueError(f"path={path!r}; expected the path of a video or of a folder of images") from None
+    found = check_path("path", path, "the path of a video or of a folder of images")
+    if found.exists():
+        return found
     if url := re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/(.*)", os.fspath(path), re.DOTALL):
         address = os.fspath(path)
         if isinstance(path, Path):  # which has dropped slashes: one before a host, two before a file's path
@@ -202,7 +198,7 @@ def _with_faults(container: Any, stream: Any, path: Path) -> Iterator[tuple[Any,
     av = require("av", "video")
     progress = Progress(container, stream, path)
     lost: list[tuple[float, str]] = []  # time and fault of packets that gave no frame, until their place is known
-    spoilt, short = Spoilt(), ""
+    short = ""
     packets = _packets(container, stream)
     if container.format.name in JOINED:
         packets = _without_joins(packets)
@@ -215,15 +211,14 @@ def _with_faults(container: Any, stream: Any, path: Path) -> Iterator[tuple[Any,
                 frames = stream.codec_context.decode(None)
             stream.codec_context.flush_buffers()
         else:
-            progress.add_packet(packet)
             try:
                 frames = packet.decode()
             except av.error.FFmpegError as error:
                 # A recording that starts amid a group of pictures: decoding begins with the next one.
-                if progress.started:
+                if progress.started or packet.is_keyframe:
                     fault = fault or error.strerror or str(error)
                     lost.append((-math.inf if packet.pts is None else packet.pts, fault))
-            spoilt.add_packet(packet, fault)
+            progress.add_packet(packet, fault)
         at_end = packet is not None and not packet.size
         frames.reverse()
         while frames:
@@ -233,9 +228,7 @@ def _with_faults(container: Any, stream: Any, path: Path) -> Iterator[tuple[Any,
                 yield None, lost.pop(0)[1]
             if at_end and not short and progress.skips_to(frame) and (short := progress.missing()):
                 yield None, short  # what was cut off would be shown in part before this frame
-            progress.add_frame(frame)
-            marked = "the decoder marks it corrupt" if frame.is_corrupt else ""
-            yield frame, spoilt.fault_of(frame) or marked
+            yield frame, progress.add_frame(frame)
             del frame
         if packet is None:
             yield None, fault
