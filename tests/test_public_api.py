@@ -61,7 +61,7 @@ def test_signatures():
     assert parameters["temperature"].default == 20.0 and parameters["radius"].default == 5.0
     assert parameters["visible_threshold"].default == 0.5
     assert parameters["correlation_dtype"].default is torch.float32
-    assert names(grid_queries) == ["size", "image_size", "t"]
+    assert names(grid_queries) == ["size", "image_size", "t", "roi"]
     assert names(ChronoBackbone.__init__)[1:] == ["config", "pretrained_vit", "backend"]
     assert names(ChronoBackbone.forward)[1:] == ["video", "grid", "max_frames_in_memory", "offload"]
     options = ["features", "refine", "confidence", "temperature", "radius", "visible_threshold"]
@@ -69,7 +69,7 @@ def test_signatures():
     assert names(ChronoBackbone.track)[1:] == ["video", "queries", "grid", *options]
     assert names(refine_photometric) == ["video", "features", "queries", "tracks", "soft_argmax", "options"]
     assert names(track_signals) == ["features", "queries", "tracks", "image_size", "temperature", "radius"]
-    expected = ["xy", "similarity", "visible", "logits", "correlation", "confidence"]
+    expected = ["xy", "similarity", "visible", "logits", "correlation", "confidence", "queries", "columns", "info"]
     assert [f.name for f in dataclasses.fields(Tracks)] == expected
 
 

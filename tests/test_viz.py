@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from chrono_features.tracking import Tracks
+from chrono_features.tracks import Tracks
 from chrono_features.viz import (
     draw_tracks,
     mark_radius,

@@ -8,7 +8,7 @@ import torch
 
 from chrono_features import ChronoBackbone
 from chrono_features.data.tapvid import TapVid
-from chrono_features.tracking import Tracks
+from chrono_features.tracks import Tracks
 
 
 def _nan(model):

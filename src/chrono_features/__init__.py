@@ -8,7 +8,9 @@ from typing import Any
 
 from .config import ChronoConfig
 from .inputs import as_video
-from .tracking import Tracks, grid_queries, soft_argmax_track
+from .queries import grid_queries
+from .tracking import soft_argmax_track
+from .tracks import Tracks
 
 __version__ = "0.4.0"
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 
-from . import checkpoints, chunking
+from . import __version__, checkpoints, chunking
 from .building import build
 from .checks import check_choice, check_features, check_flag, check_matching, check_queries, check_video
 from .confidence import add_confidence, confidence_weights
@@ -22,7 +23,8 @@ from .ops.temporal_attention import check_backend
 from .point_tracker import PointTracker
 from .refine import Refine, RefineOptions, refine_tracks
 from .streaming import FeatureStream
-from .tracking import Tracks, find_tracks
+from .tracking import find_tracks
+from .tracks import Tracks
 
 
 class ChronoBackbone(
@@ -41,6 +43,8 @@ class ChronoBackbone(
     Raises:
         ValueError: The ViT is of a class that is not supported, or does not fit the configuration.
     """
+
+    name_or_path = ""  # that `from_pretrained` was given
 
     def forward(
         self,
@@ -252,6 +256,8 @@ class ChronoBackbone(
         else:
             check_features(features, video)
         tracks = find_tracks(features, queries, image_size, soft_argmax, None, *matching)
+        info = {"image_size": list(image_size), "model": self.name_or_path, "version": __version__}
+        tracks = replace(tracks, info=info)
         if refine is not None:
             tracks = refine_tracks(video, features, queries, tracks, soft_argmax, RefineOptions())
         if confidence:
@@ -301,6 +307,7 @@ class ChronoBackbone(
         )
         model = build(cls, checkpoint)
         model.backend = backend
+        model.name_or_path = os.fspath(name)
         return model
 
     def save_pretrained(  # type: ignore[override]

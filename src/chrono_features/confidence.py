@@ -28,7 +28,7 @@ from .checks import (
 from .config import ChronoConfig, SoftArgmax
 from .dtypes import wide_dtype
 from .ops.matching import default_budget, match, sample_features
-from .tracking import Tracks
+from .tracks import Tracks
 
 SIGNALS = ("similarity", "margin", "entropy", "cycle error")  # and "correlation" for refined tracks
 NEAR = 4.0  # pixels at 256 x 256

@@ -23,7 +23,7 @@ from .ops.alignment import Aligner, AlignmentOptions, Patches, grey_frames
 from .ops.matching import match, sample_features
 from .query_memory import remember
 from .records import rows
-from .tracking import Tracks
+from .tracks import Tracks
 
 Refine = Literal["photometric"] | None  # how a tracker refines positions
 

@@ -1,35 +1,17 @@
-"""Point tracks from features: `soft_argmax_track`, `grid_queries`, and `Tracks`, which both trackers and files hold."""
+"""Point tracks from features: `soft_argmax_track`."""
 
 from __future__ import annotations
 
-import os
-import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checks import (
-    LARGEST_WHOLE,
-    check_features,
-    check_finite,
-    check_image_size,
-    check_integer,
-    check_matching,
-    check_path,
-    check_queries,
-    check_tensor,
-    is_integer,
-    refusal,
-    shown,
-)
+from .checks import check_features, check_image_size, check_matching, check_queries, check_tensor, refusal
 from .config import SoftArgmax
-from .files import check_regular, write_beside
 from .ops.matching import Match, match
+from .tracks import Tracks
 
 
 def soft_argmax_track(
@@ -112,6 +94,7 @@ def find_tracks(
     assert place is not None
     device = place.device if features.device.type == "cpu" else features.device
     place = place.to(device)
+    queries = None if queries is None else place
     cell = torch.tensor([width / columns, height / rows], dtype=torch.float64)
     if queries is not None:
         query_frames = place[..., 0].long()
@@ -125,14 +108,14 @@ def find_tracks(
         is_query_frame = torch.arange(frames, device=device) == query_frames[..., None]
         xy = torch.where(is_query_frame[..., None], place[..., None, 1:].to(xy.dtype), xy)
     if visibility_head is None:
-        return Tracks(xy, found.maximum)
+        return Tracks(xy, found.maximum, queries=queries)
     # The paper's head does not train the features: what it sees is detached.
     logits = visibility_head(torch.stack([found.mean, found.maximum, found.minimum], dim=-1).detach())
     if not isinstance(logits, Tensor) or logits.shape != xy.shape:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"visibility_head returns {got}; expected {tuple(xy.shape)}, two logits a point and frame")
     visible = (1 - torch.sigmoid(logits)).prod(dim=-1) >= visible_threshold  # neither occluded nor far
-    return Tracks(xy, found.maximum, visible, logits)
+    return Tracks(xy, found.maximum, visible, logits, queries=queries)
 
 
 def _check_query_features(query_features: Any, batch: int, channels: int) -> None:
@@ -155,166 +138,3 @@ def _check_found(found: Match, query_features: Tensor | None, soft_argmax: SoftA
         raise refusal(
             "temperature", soft_argmax.temperature, "one whose product with the similarities stays in correlation_dtype"
         )
-
-
-def grid_queries(
-    size: int | tuple[int, int],
-    image_size: Sequence[float],
-    t: int = 0,
-) -> Tensor:
-    """A regular grid of queries on frame `t`, at the centres of size x size (or rows x columns) equal tiles.
-
-    Returns:
-        (1, rows * columns, 3) float32 (t, x, y), row by row.
-
-    Raises:
-        ValueError: `size`, `image_size` or `t` is not as above; the message names it.
-    """
-    pair = size if isinstance(size, (tuple, list)) else (size, size)
-    whole = len(pair) == 2 and all(is_integer(n, 1, LARGEST_WHOLE) for n in pair)
-    if not whole or pair[0] * pair[1] > LARGEST_WHOLE:
-        raise refusal("size", size, f"a positive integer or two (rows, columns), for {LARGEST_WHOLE} points at most")
-    rows, columns = pair
-    t = check_integer("t", t, maximum=LARGEST_WHOLE)
-    height, width = check_image_size(image_size)
-    ys = (torch.arange(rows) + 0.5) * (height / rows)
-    xs = (torch.arange(columns) + 0.5) * (width / columns)
-    y, x = torch.meshgrid(ys, xs, indexing="ij")
-    return torch.stack([torch.full_like(x, t), x, y], dim=-1).reshape(1, -1, 3)
-
-
-MIN_NPZ_LIMIT = 1 << 28  # bytes that any file of tracks may inflate to
-MAX_NPZ_RATIO = 100  # of a larger one's bytes to the file's
-INDICES = (int, np.integer, slice, list, np.ndarray, Tensor)
-
-
-@dataclass(frozen=True, eq=False)
-class Tracks:
-    """Point tracks. Indexing (`tracks[0]`, `tracks[:, 3:5]`) goes over the leading dimensions of all fields alike.
-
-    Attributes:
-        xy: (B, N, T, 2) positions in pixels of the video, x and y, raster: the first pixel's centre is (0.5, 0.5).
-        similarity: (B, N, T) maximum of the query's cosine similarity map in the frame, -1 to 1.
-        visible: (B, N, T) bool, or None without a visibility head.
-        logits: (B, N, T, 2) of *occluded* and *far from the truth*, or None without a visibility head.
-        correlation: (B, N, T) of the pixels around the position with those around the query, -1 to 1, or None unless
-            positions were refined with them.
-        confidence: (B, N, T) probability of being seen and within 4 px (at 256 x 256) of the truth, or None unless it
-            was asked for.
-    """
-
-    xy: Tensor
-    similarity: Tensor
-    visible: Tensor | None = None
-    logits: Tensor | None = None
-    correlation: Tensor | None = None
-    confidence: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is None and name not in ("xy", "similarity"):
-                continue
-            shape = "(B, N, T, 2)" if name in ("xy", "logits") else "(B, N, T)"
-            if name == "visible":
-                check_tensor(name, value, shape, (torch.bool,), "torch.bool", meta=True)
-            else:
-                check_tensor(name, value, shape, meta=True)
-            points = tuple(self.xy.shape[:-1])
-            expected = (*points, 2) if name in ("xy", "logits") else points
-            if value.shape != expected:
-                raise ValueError(f"{name} of shape {tuple(value.shape)}; expected {expected}, as xy is (B, N, T, 2)")
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Tracks:
-        values: dict[str, Any] = {n: None if v is None else function(v) for n, v in vars(self).items()}
-        return Tracks(**values)
-
-    def __getitem__(self, index: Any) -> Tracks:
-        used = index if isinstance(index, tuple) else (index,)
-        if not all(isinstance(i, INDICES) for i in used) or len(used) > self.similarity.ndim:
-            expected = f"at most {self.similarity.ndim} integers, slices, lists or tensors, no ellipsis or None"
-            raise IndexError(f"index {shown(index)}; expected {expected}")
-        try:
-            tensors = tuple(_as_index(i) for i in used)
-            return self._map(lambda v: v[tensors])
-        except (IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise IndexError(f"index {shown(index)}: {error}") from error
-
-    def to(self, *args: Any, **kwargs: Any) -> Tracks:
-        """`torch.Tensor.to` on every field; a floating dtype leaves `visible` a mask."""
-
-        def moved(v: Tensor) -> Tensor:
-            other = v.to(*args, **kwargs)
-            return other.bool() if v.dtype == torch.bool else other
-
-        return self._map(moved)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a NumPy `.npz` with one array per field that is not None. An existing file survives a failure.
-
-        Raises:
-            ValueError: A field holds NaN or infinity, which `load` refuses, or no values at all.
-        """
-        for name, value in vars(self).items():
-            if value is not None and value.is_meta:
-                raise ValueError(f"{name} is on the meta device; expected values, which load can read")
-            if value is not None:
-                check_finite(name, value)
-        tensors = {name: v.detach().cpu() for name, v in vars(self).items() if v is not None}
-        # NumPy knows no bfloat16; nothing is lost
-        arrays = {name: (v.float() if v.dtype == torch.bfloat16 else v).numpy() for name, v in tensors.items()}
-        with write_beside(check_path("path", path)) as file:
-            np.savez_compressed(file, **arrays)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Tracks:
-        """Reads what `save` wrote.
-
-        Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: The file does not hold tracks: other arrays, shapes or types, or values that are not finite.
-        """
-        path = check_path("path", path)
-        known = {f.name for f in fields(cls)}
-        check_regular(path, "what Tracks.save wrote")
-        try:
-            _check_npz(path)
-            with np.load(path, allow_pickle=False) as data:
-                arrays = {name: torch.from_numpy(_native(data[name])) for name in data.files}
-        except (FileNotFoundError, PermissionError):
-            raise
-        except Exception as error:  # a damaged file raises anything
-            raise ValueError(f"{path} is a truncated or corrupt .npz file: {error}") from error
-        if not {"xy", "similarity"} <= arrays.keys() <= known:
-            raise ValueError(f"{path} holds {sorted(arrays)}; expected arrays out of {sorted(known)}")
-        try:
-            for name, value in arrays.items():
-                check_finite(name, value)
-            return cls(**arrays)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-
-
-def _as_index(index: Any) -> Any:
-    """A list or array as a tensor: of lists, PyTorch takes some for tuples."""
-    if not isinstance(index, (list, np.ndarray)):
-        return index
-    return torch.as_tensor(index) if len(index) else torch.zeros(0, dtype=torch.long)
-
-
-def _check_npz(path: Path) -> None:
-    """ValueError where it would inflate to what no tracks of its size hold."""
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
-        raise ValueError("it is not compressed as NumPy does")
-    size = sum(member.file_size for member in members)
-    limit = max(MIN_NPZ_LIMIT, MAX_NPZ_RATIO * path.stat().st_size)
-    if size > limit:
-        raise ValueError(f"it inflates to {size} bytes; expected at most {limit} of a file of this size")
-
-
-def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """An array in this machine's byte order; torch knows no other."""
-    if array.dtype == bool and array.view(np.uint8).max(initial=0) > 1:
-        raise ValueError("booleans other than 0 and 1")  # which are miscounted where they are taken for a mask
-    return array.astype(array.dtype.newbyteorder("="), copy=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .checks import check_finite, check_integer, check_probability, check_tensor, is_integer, is_number, refusal
 from .config import WIDEST
 from .extras import require
-from .tracking import Tracks
+from .tracks import Tracks
 
 FAR = 2**15  # pixels
 SUPERSAMPLING = 2  # marks are drawn this much larger and averaged down, which smooths their edges

@@ -19,7 +19,7 @@ from ..backbone import ChronoBackbone
 from ..checkpoints import check_name
 from ..files import write_beside
 from ..progress import progress
-from ..tracking import Tracks
+from ..tracks import Tracks
 from ..video import VIDEO_FORMATS, Video, read_video, write_video
 from ..viz import draw_tracks, pca_frames, side_by_side
 from .messages import complain, count, done
@@ -35,9 +35,14 @@ from .options import (
     with_selection,
 )
 from .outputs import check_output, free_name
-from .queries import parse_queries
+from .queries import Queries, parse_queries
 
 Item = TypeVar("Item")
+READ_BY = {
+    ".npz": "read them by chrono_features.Tracks.load({})",
+    ".csv": "read them by pandas.read_csv({})",
+    ".json": "read them by json.load(open({}))",
+}
 READING = {"end": "--end", "stream": "--stream", "errors": "--on-damage"}  # what warnings of reading may name
 
 app = typer.Typer()
@@ -51,13 +56,23 @@ def track(
     queries: Annotated[
         str,
         typer.Option(
-            help="Points to track: grid:16 (16 x 16 points on frame 0), grid:16@5 (on frame 5), a .csv file with the "
-            'header t,x,y, or "t,x,y;t,x,y". t counts the frames used, x and y are pixels.'
+            help="Points to track: grid:16 (16 x 16 points on frame 0), grid:9x16@5 (rows x columns, on frame 5), "
+            'grid:16@last, a .csv file with the columns t,x,y (others are kept), or "t,x,y;t,x,y". '
+            "t counts the frames used, x and y are pixels."
         ),
     ] = "grid:16",
+    roi: Annotated[
+        str | None, typer.Option(help="Part of the frame for a grid: x0,y0,x1,y1 in pixels.", metavar="X0,Y0,X1,Y1")
+    ] = None,
+    mask: Annotated[
+        Path | None, PathOption(help="Image of objects on black: a grid in each of them, which the tracks name.")
+    ] = None,
     out: Annotated[
         Path | None,
-        PathOption(help="Tracks as .npz.", show_default="tracks.npz or, if taken, tracks-2.npz …; none with --render"),
+        PathOption(
+            help="Tracks as .npz, .csv or .json.",
+            show_default="tracks.npz or, if taken, tracks-2.npz …; none with --render",
+        ),
     ] = None,
     render: Annotated[Path | None, PathOption(help="Video with the tracks drawn over it.")] = None,
     model: Model = "chrono-tiny",
@@ -78,7 +93,7 @@ def track(
     }
     _track(
         video,
-        queries,
+        parse_queries(queries, roi, mask),
         out if named else Path("tracks.npz"),
         render,
         model,
@@ -105,7 +120,7 @@ def demo(
     with resources.as_file(resources.files("chrono_features") / "assets" / "bunny.mp4") as clip:
         _track(
             clip,
-            "grid:16",
+            parse_queries("grid:16"),
             None,
             out or Path("chrono_demo.mp4"),
             model,
@@ -176,7 +191,7 @@ def pca(
 
 def _track(
     video: Path,
-    queries: str,
+    queries: Queries,
     out: Path | None,
     render: Path | None,
     model: str,
@@ -189,21 +204,22 @@ def _track(
 ) -> None:
     final = (lambda path: path) if named else free_name
     if out is not None:
-        check_output("out", final(out), [".npz"], video)
+        check_output("out", final(out), READ_BY, video)
     if render is not None:
         check_output("render", final(render), VIDEO_FORMATS, video)
-    queries_of = parse_queries(queries)
     place = pick_device(device)
     clip = _read(video, model, selection)
-    points = queries_of(len(clip.frames), clip.size)
-    tracks = _tracks(load_model(model, place), clip, points, place, options)
+    points = queries(len(clip.frames), clip.size)
+    tracks = _tracks(load_model(model, place), clip, points.queries, place, options)
+    facts = {"fps": float(clip.fps), "start": selection.start, "every": selection.every}
+    tracks = replace(tracks, columns=points.columns, info={**tracks.info, "model": model, **facts})
     if min_confidence is not None and tracks.confidence is not None:
         tracks = replace(tracks, visible=tracks.confidence >= min_confidence)
-    what = f"{count(points.shape[1], 'point')}, {count(len(clip.frames), 'frame')}"
+    what = f"{count(points.queries.shape[1], 'point')}, {count(len(clip.frames), 'frame')}"
     if out is not None:
         out = final(out)  # once more: another run may have been faster
         tracks.save(out)
-        done(out, what, f"read them by chrono_features.Tracks.load({str(out)!r})")
+        done(out, what, READ_BY[out.suffix.lower()].format(repr(str(out))))
     if render is not None:
         drawn = _drawing(draw_tracks(clip.frames, tracks), len(clip.frames))
         render = final(render)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..config import ChronoConfig, check_grid
 from ..extras import require
 from ..preprocess import PIXELS, cell_colours, prepare_frames
-from ..tracking import Tracks
+from ..tracks import Tracks
 
 LK_OPTIONS: dict[str, Any] = {"winSize": (21, 21), "maxLevel": 4}
 LK_CYCLE_ERROR = 1.5  # pixels

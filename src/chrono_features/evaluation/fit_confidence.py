@@ -18,7 +18,7 @@ from ..data.clip import Clip, Dataset, Entry, Unusable
 from ..data.photo_warps import PhotoWarps
 from ..data.synthetic_clips import SyntheticClips
 from ..refine import Refine
-from ..tracking import Tracks
+from ..tracks import Tracks
 from .protocol import scored_frames
 from .scores import drawn_queries
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..confidence import NEAR
 from ..data.clip import Clip, MaskClip
-from ..tracking import Tracks
+from ..tracks import Tracks
 from .masks import mask_consistency, mask_queries, propagation_metrics
 from .metrics import average_precision, balanced_accuracy, joint_extent, pck, reliability
 from .protocol import MASK_MODE, sample_queries, scored_frames, tapvid_metrics, track_deltas

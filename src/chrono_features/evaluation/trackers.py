@@ -18,7 +18,8 @@ from ..backbone import ChronoBackbone
 from ..confidence import confidence_weights
 from ..extras import require
 from ..refine import Refine
-from ..tracking import Tracks, soft_argmax_track
+from ..tracking import soft_argmax_track
+from ..tracks import Tracks
 from .baselines import ColourFeatures, PatchFeatures, TimmFeatures, lucas_kanade, static
 
 # video (B, T, 3, H, W) uint8, queries (B, N, 3) -> tracks of B clips

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..tracking import Tracks
+from ..tracks import Tracks
 
 HALF_A_PIXEL = 0.5
 
