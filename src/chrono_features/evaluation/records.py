@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ..checks import is_integer
 from ..config import distinct
 
 Record = dict[str, Any]  # what one tracker scored on one video in one mode
+Test = Callable[[Any], bool]
+Fields = Mapping[str, tuple[Any, ...]]  # by name: a test of the value, what is expected, and a default if it may lack
 KEY = ("data", "video", "mode", "tracker")
 SECTIONS = ("about", "protocol", "data", "trackers")
 MAX_DEPTH = 64  # of lists and objects; results have 6, and what writes and shows them goes into each
@@ -42,79 +45,64 @@ def check_results(results: Any) -> None:
     """ValueError unless it is what a file of results holds."""
     check_header(results)
     _expect(set(SECTIONS) <= results.keys(), "the contents", f"{', '.join(SECTIONS)} and records")
-    _expect(_are(results.get("records"), dict), "records", "a list of records")
+    _expect(isinstance(results.get("records"), list), "records", "a list of records")
     for record in results["records"]:
         check_record(record)
 
 
 def check_header(header: Any) -> None:
     """ValueError unless it says what was measured with what."""
-    _expect(isinstance(header, dict), "the contents", "an object")
-    for section in SECTIONS:
-        _expect(isinstance(header.get(section, {}), dict), section, "an object")
+    _check(header, _HEADER, "the contents")
     for name, about in header.get("data", {}).items():
-        _expect(isinstance(about, dict), f"data {name!r}", "an object")
-        _expect(all(isinstance(about.get(key, ""), str) for key in ("kind", "path")), f"data {name!r}", "texts")
-        _expect(isinstance(about.get("fingerprint", {}), dict), f"fingerprint of {name!r}", "an object")
-        skipped = about.get("skipped", {})
-        _expect(isinstance(skipped, dict) and _are(list(skipped.values()), str), f"skipped of {name!r}", "reasons")
-        _expect(about.get("total") is None or _is_count(about["total"]), f"total of {name!r}", "a number of videos")
-    _expect(all(isinstance(about, dict) for about in header.get("trackers", {}).values()), "trackers", "objects")
+        _check(about, _DATA, f"data {name!r}")
 
 
 def check_record(record: Any) -> None:
     """ValueError unless it is a record that can be summarised."""
-    _expect(isinstance(record, dict), "a record", "an object")
-    for key in (*KEY, "group"):
-        _expect(isinstance(record.get(key), str), f"{key} of a record", "a text")
-    for key in ("points", "frames"):
-        _expect(_is_count(record.get(key)), f"{key} of a record", f"a number of {key}")
-    seconds = record.get("seconds")
-    _expect(isinstance(seconds, dict) and seconds.keys() >= {"features", "tracking"}, "seconds", "two durations")
-    _expect(all(_is_number(value) and value >= 0 for value in seconds.values()), "seconds", "two durations")
-    metrics = record.get("metrics")
-    _expect(isinstance(metrics, dict) and bool(metrics), "metrics of a record", "an object that is not empty")
-    _expect(all(value is None or _is_number(value) for value in metrics.values()), "metrics", "numbers or null")
-    deltas = record.get("track_delta", [])
-    _expect(isinstance(deltas, list) and all(v is None or _is_number(v) for v in deltas), "track_delta", "numbers")
-    bins = record.get("reliability", [])
-    _expect(_are(bins, list) and all(len(b) == 3 and all(map(_is_share, b[:2])) for b in bins), "reliability", "bins")
-    _expect(all(_is_count(b[2]) for b in bins), "reliability", "bins")
-    _expect(_are(record.get("worst", []), dict), "worst of a record", "a list of tracks")
+    _check(record, _RECORD, "a record")
     for track in record.get("worst", []):
-        _check_track(track)
-
-
-def check_skip(skip: Any) -> None:
-    """ValueError unless it is a video that was skipped, and why."""
-    _expect(_are(skip, str) and len(skip) == 3, "skip", "a data set, a video and a reason")
-
-
-def _check_track(track: dict[str, Any]) -> None:
-    xy, visible, query = track.get("xy", 0), track.get("visible"), track.get("query")
-    _expect(_is_count(track.get("track")), "track of a worst track", "an index")
-    _expect(_is_number(track.get("delta")), "delta of a worst track", "a number")
-    _expect(isinstance(query, list) and len(query) == 3 and all(map(_is_number, query)), "query of a track", "t, x, y")
-    _expect(_are(xy, list) and all(len(p) == 2 and _all(p, _is_coordinate) for p in xy), "xy of a track", "positions")
-    valid = isinstance(visible, list) and len(visible) == len(xy) and _all(visible, lambda v: v in (0, 1))
-    _expect(valid, "visible of a track", "0 or 1 for each position")
+        _check(track, _TRACK, "a worst track")
+        _expect(len(track["visible"]) == len(track["xy"]), "visible of a worst track", "one for each position")
 
 
 def part_lines(data: bytes) -> Iterator[tuple[int, Any]]:
-    """The number and value of each line of a part; a line that was broken off, where a run ended, is left out.
+    """The lines of a part, by number: {"header": ...}, {"skip": [data, video, reason]}, or a record.
+
+    A run that was killed leaves its last line broken off; the next run starts with its header on a line of its own.
 
     Raises:
-        ValueError: A line is damaged.
+        ValueError: A line is damaged, or holds something else.
     """
     lines = data.split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            yield number, parsed(line)
+            value = parsed(line)
         except ValueError as error:
             if any(rest.strip() for rest in lines[number:]) and not lines[number].startswith(b'{"header"'):
                 raise ValueError(f"line {number} is damaged ({error})") from error
+            continue
+        try:
+            _check_line(value)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+        yield number, value
+
+
+def _check_line(value: Any) -> None:
+    if isinstance(value, dict) and "header" in value:
+        check_header(value["header"])
+    elif isinstance(value, dict) and "skip" in value:
+        _expect(_list_of(_is_text, 3)(value["skip"]), "skip", "a data set, a video and a reason")
+    else:
+        check_record(value)
+
+
+def _check(value: Any, fields: Fields, what: str) -> None:
+    _expect(isinstance(value, dict), what, "an object")
+    for key, (test, expected, *default) in fields.items():
+        _expect(test(value.get(key, *default)), f"{key} of {what}", expected)
 
 
 def _expect(condition: bool, what: str, expected: str) -> None:
@@ -122,25 +110,68 @@ def _expect(condition: bool, what: str, expected: str) -> None:
         raise ValueError(f"{what} is something else; expected {expected}")
 
 
-def _all(values: list[Any], test: Callable[[Any], bool]) -> bool:
-    return all(test(value) for value in values)
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
-def _are(values: Any, kind: type) -> bool:
-    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300  # nor NaN
 
 
-def _is_coordinate(value: Any) -> bool:
+def _is_number_or_null(value: Any) -> bool:
     return value is None or _is_number(value)
 
 
-def _is_share(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 1
-
-
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+    return is_integer(value, 0, 2**53 - 1)
+
+
+def _is_bin(value: Any) -> bool:
+    return _list_of(_is_number, 3)(value) and 0 <= value[0] <= 1 and 0 <= value[1] <= 1 and _is_count(value[2])
+
+
+def _list_of(test: Test, length: int | None = None) -> Test:
+    return lambda value: isinstance(value, list) and length in (None, len(value)) and all(map(test, value))
+
+
+def _object_of(test: Test) -> Test:
+    return lambda value: isinstance(value, dict) and all(map(test, value.values()))
+
+
+_DURATIONS = {"features", "tracking"}
+
+# The fields of each kind of object
+_HEADER: Fields = {
+    "about": (_is_object, "an object", {}),
+    "protocol": (_is_object, "an object", {}),
+    "data": (_is_object, "an object", {}),
+    "trackers": (_object_of(_is_object), "objects", {}),
+}
+_DATA: Fields = {
+    "kind": (_is_text, "a text", ""),
+    "path": (_is_text, "a text", ""),
+    "fingerprint": (_is_object, "an object", {}),
+    "skipped": (_object_of(_is_text), "reasons", {}),
+    "total": (lambda total: total is None or _is_count(total), "a number of videos"),
+}
+_RECORD: Fields = {
+    **dict.fromkeys((*KEY, "group"), (_is_text, "a text")),
+    "points": (_is_count, "a number of points"),
+    "frames": (_is_count, "a number of frames"),
+    "seconds": (lambda s: _object_of(_is_number)(s) and s.keys() >= _DURATIONS and min(s.values()) >= 0, "durations"),
+    "metrics": (lambda m: _object_of(_is_number_or_null)(m) and len(m) > 0, "numbers or null, one at least"),
+    "track_delta": (_list_of(_is_number_or_null), "numbers or null", []),
+    "reliability": (_list_of(_is_bin), "bins", []),
+    "worst": (_list_of(_is_object), "a list of tracks", []),
+}
+_TRACK: Fields = {
+    "track": (_is_count, "an index"),
+    "delta": (_is_number, "a number"),
+    "query": (_list_of(_is_number, 3), "t, x, y"),
+    "xy": (_list_of(_list_of(_is_number_or_null, 2)), "positions"),
+    "visible": (_list_of(lambda v: v in (0, 1)), "0 or 1 for each position"),
+}

@@ -9,17 +9,14 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..files import naming, open_regular, regular_target, write_beside
-from .records import KEY, SECTIONS, Record, check_header, check_record, check_results, check_skip, parsed, part_lines
+from .records import KEY, Record, check_results, parsed, part_lines
 from .summary import pooled_reliability, summarise
 
-
-class _Other(ValueError):
-    """Results that were measured on something else."""
+MAY_CHANGE: dict[str, set[str]] = {"data": {"total", "skipped", "path"}, "trackers": set()}  # from run to run
 
 
 class Store:
@@ -133,32 +130,22 @@ class Store:
             with open(open_regular(part, os.O_RDONLY), "rb") as file:
                 data = file.read()
             try:
-                for line, value in part_lines(data):
-                    self._take(value, part, line)
+                lines = list(part_lines(data))
             except ValueError as error:
-                if isinstance(error, _Other):
-                    raise
-                raise ValueError(
-                    f"{part}: {error}; expected a part of results. Name another --out, or remove it"
-                ) from error
+                expected = "expected a part of results. Name another --out, or remove it"
+                raise ValueError(f"{part}: {error}; {expected}") from error
+            for number, value in lines:
+                self._take(value, part, number)
 
-    def _take(self, value: Any, part: Path, line: int) -> None:
+    def _take(self, value: dict[str, Any], part: Path, line: int) -> None:
         """Add what a line of a part holds."""
-        try:
-            if isinstance(value, dict) and "header" in value:
-                check_header(value["header"])
-                self._adopt(value["header"], part)
-            elif isinstance(value, dict) and "skip" in value:
-                check_skip(value["skip"])
-                data_name, video, reason = value["skip"]
-                self.skipped[data_name, video] = reason
-            else:
-                check_record(value)
-                self._keep_known(value, "it")
-        except _Other:
-            raise
-        except ValueError as error:
-            raise ValueError(f"line {line}: {error}") from error
+        if "header" in value:
+            self._adopt(value["header"], part)
+        elif "skip" in value:
+            data, video, reason = value["skip"]
+            self.skipped[data, video] = reason
+        else:
+            self._keep_known(value, f"{part}: line {line}")
 
     def _keep_known(self, record: Record, where: str) -> None:
         for key, section in (("data", "data"), ("tracker", "trackers")):
@@ -168,30 +155,28 @@ class Store:
 
     def _adopt(self, saved: dict[str, Any], source: Path) -> None:
         """Take over the data sets and trackers of earlier runs, if all that both know is the same."""
-        for section in SECTIONS[:2]:
-            _check_same(section, self.header[section], saved.get(section, {}), source, whole=True)
-        for section, ignored in (("data", {"total", "skipped", "path"}), ("trackers", set())):
-            known = {k: _without(v, ignored) for k, v in saved.get(section, {}).items()}
-            mine = self.header[section]
-            _check_same(section, {k: _without(v, ignored) for k, v in mine.items()}, known, source, whole=False)
-            first = {} if source == self.path else mine  # the file's order stays, that of parts need not
-            self.header = {**self.header, section: {**first, **saved.get(section, {}), **mine}}
+        mine = json.loads(json.dumps(self.header))  # tuples are lists in files
+        for section in ("about", "protocol"):
+            theirs = saved.get(section, {})
+            for key in sorted((mine[section].keys() | theirs.keys()) - {"date"}):
+                _check_same(f"{section} {key}", mine[section].get(key), theirs.get(key), source)
+        for section in ("data", "trackers"):
+            theirs = saved.get(section, {})
+            for name in sorted(mine[section].keys() & theirs.keys()):
+                here = _without(mine[section][name], MAY_CHANGE[section])
+                _check_same(f"{section} {name}", here, _without(theirs[name], MAY_CHANGE[section]), source)
+            first = {} if source == self.path else mine[section]  # the file's order stays, that of parts need not
+            self.header = {**self.header, section: {**first, **theirs, **self.header[section]}}
 
 
-def _check_same(section: str, mine: dict[str, Any], saved: dict[str, Any], source: Path, whole: bool) -> None:
-    mine = json.loads(json.dumps(mine))  # tuples are lists in files
-    shared = mine.keys() | saved.keys() if whole else mine.keys() & saved.keys()
-    for key in sorted(shared - {"date"}):
-        if mine.get(key) != saved.get(key):
-            got, expected = mine.get(key), saved.get(key)
-            raise _Other(
-                f"{source} was measured with {section} {key} {expected}, and this is {got}; expected the same, or "
-                "another --out"
-            )
+def _check_same(what: str, mine: Any, saved: Any, source: Path) -> None:
+    if mine != saved:
+        expected = "expected the same, or another --out"
+        raise ValueError(f"{source} was measured with {what} {saved}, and this is {mine}; {expected}")
 
 
-def _without(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    return {k: v for k, v in values.items() if k not in names}
+def _without(values: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in names}
 
 
 def _part_prefix(path: Path) -> str:
