@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from chrono_features.evaluation.tables import result_tables
+from chrono_features.evaluation.summary import result_tables
 
 from .harness import RESULTS, table
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from chrono_features.evaluation import verification
-from chrono_features.evaluation.published import published_delta
+from chrono_features.evaluation.summary import published_delta
 
 pytest.importorskip("PIL.Image")
 
@@ -39,20 +39,19 @@ def test_davis_is_measured_in_the_authors_settings(small_model, davis, monkeypat
     """In both modes, in percent, from the features that 896 x 896 pixels give."""
     monkeypatch.setattr("chrono_features.evaluation.trackers.PAPER_SIDE", 32)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    asked, evaluate = [], verification.evaluate
+    records, track_records = [], verification.track_records
 
-    def spy(trackers, data, out, **options):
-        asked.append(
-            (trackers[0].about["correlation_dtype"], options["modes"], evaluate(trackers, data, out, **options))
-        )
-        return asked[-1][-1]
+    def spy(tracker, clip, modes, cache):
+        assert tracker.about["correlation_dtype"] == "torch.bfloat16"
+        assert modes == ("first", "strided") and clip.frames.shape[2:] == (256, 256)
+        own = list(track_records(tracker, clip, modes, cache))
+        records.extend(own)
+        return own
 
-    monkeypatch.setattr(verification, "evaluate", spy)
+    monkeypatch.setattr(verification, "track_records", spy)
     deltas = verification.davis_deltas(small_model(temperature=1e5), davis)
-    ((dtype, modes, results),) = asked
-    assert dtype == "torch.bfloat16" and modes == ("first", "strided") and results["protocol"]["size"] == [256, 256]
-    for mode in modes:
-        values = [r["metrics"]["average_pts_within_thresh"] for r in results["records"] if r["mode"] == mode]
+    for mode in ("first", "strided"):
+        values = [r["metrics"]["average_pts_within_thresh"] for r in records if r["mode"] == mode]
         assert len(values) == 2 and min(values) > 0 and deltas[mode] == pytest.approx(100 * np.mean(values))
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..checks import printable
 from ..data.clip import Dataset
-from ..evaluation.tables import result_tables
+from ..evaluation.summary import result_tables
 from .messages import count
 
 

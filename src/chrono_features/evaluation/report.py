@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
+from .. import extras, files
+from ..checks import check_integer
 from ..data.clip import Clip
-from ..extras import require
-from ..files import write_beside
-from .charts import COLOURS, SYMBOLS, Series, line_chart, percent, reliability_chart
+from . import charts, worst_tracks
+from .charts import Series, percent
 from .records import SECTIONS, Record
-from .summary import ALL, mean_metric, number
-from .tables import TITLES
-from .worst_tracks import FOUND, MAX_PER_VIDEO, TRUTH, worst_clips
+from .summary import ALL, TITLES, grouped, mean_metric, number
 
 MAX_UNFOLDED = 40  # videos whose bars are shown at once; more of them are folded away
 SPEED_TITLES = ("frames", "points", "features, s/frame", "tracking, s/frame", "points/s, tracking", "points/s, both")
@@ -25,8 +24,8 @@ class Card(NamedTuple):
     """Facts about a run, a data set or a tracker; long ones are folded away."""
 
     title: str
-    facts: dict[str, str]
-    folded: list[tuple[str, dict[str, str], bool]]  # summary, facts, whether they are open at first
+    facts: Mapping[str, Any]
+    folded: Sequence[tuple[str, Mapping[str, Any], bool]] = ()  # summary, facts, whether they are open at first
 
 
 class Table(NamedTuple):
@@ -34,7 +33,7 @@ class Table(NamedTuple):
 
     name: str
     titles: Sequence[str]
-    groups: list[tuple[str, list[list[str]]]]  # rows begin with a tracker's name
+    groups: dict[str, list[list[str]]]  # rows begin with a tracker's name
 
 
 def write_report(
@@ -58,20 +57,20 @@ def write_report(
         ImportError: The `eval` extra is not installed.
         ValueError: `clips` is not an integer, `results` lacks something, or a track does not fit its video.
     """
-    if not isinstance(clips, int) or isinstance(clips, bool) or clips < 0:
-        raise ValueError(f"clips={clips!r}; expected an integer, 0 or more")
+    check_integer("clips", clips)
     if missing := sorted({*SECTIONS, "records"} - set(results)):
         raise ValueError(f"results has no {', '.join(missing)}; expected what results.json holds")
-    with write_beside(path) as file:  # opened first, so that a missing folder shows before the clips are drawn
+    with files.write_beside(path) as file:  # opened first, so that a missing folder shows before the clips are drawn
         page = _template().render(_contents(results, videos, clips))
         file.write(page.encode(errors="replace"))  # a file's name may hold bytes that are no text
 
 
 def _template() -> Any:
-    jinja2 = require("jinja2", "eval")
+    jinja2 = extras.require("jinja2", "eval")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters |= {"percent": percent, "readable": _readable}
     return environment.from_string(resources.files(__package__).joinpath("report.html.j2").read_text("utf-8"))
 
 
@@ -84,21 +83,25 @@ def _contents(
     records, bins = results["records"], results.get("reliability") or {}
     # A tracker's place in this list is its colour in every chart.
     trackers = list(dict.fromkeys([*results["trackers"], *(r["tracker"] for r in records)]))
-    runs = _runs(records)
+    styles = {
+        name: (charts.SYMBOLS[i % len(charts.SYMBOLS)], f"s{i % len(charts.COLOURS)}")
+        for i, name in enumerate(trackers)
+    }
+    runs = {f"{data}, mode {mode}": run for (data, mode), run in grouped(records, "data", "mode").items()}
+    curves = {name: _curves(run, trackers, results["protocol"]["thresholds"]) for name, run in runs.items()}
     return {
-        "styles": {name: (SYMBOLS[i % len(SYMBOLS)], f"s{i % len(COLOURS)}") for i, name in enumerate(trackers)},
-        "colours": COLOURS,
+        "styles": styles,
+        "colours": charts.COLOURS,
         "cards": _cards(results),
-        "tables": [_metric_table(name, run, trackers) for name, run in runs],
-        "curves": _curves(runs, trackers, results["protocol"]["thresholds"]),
-        "bars": [_bars(name, run, trackers) for name, run in runs],
-        "reliability": [(t, reliability_chart(t, i, bins[t])) for i, t in enumerate(trackers) if bins.get(t)],
-        "throughput": Table("", SPEED_TITLES, [(name, _speeds(run, trackers)) for name, run in runs]),
-        "worst": worst_clips(records, trackers, videos, clips),
-        "max_per_video": MAX_PER_VIDEO,
+        "tables": [_metric_table(name, run, trackers) for name, run in runs.items()],
+        "curves": {name: by_group for name, by_group in curves.items() if by_group},
+        "bars": [_bars(name, run, trackers) for name, run in runs.items()],
+        "reliability": {t: charts.reliability_chart(t, i, bins[t]) for i, t in enumerate(trackers) if bins.get(t)},
+        "throughput": Table("", SPEED_TITLES, {name: _speeds(run, trackers) for name, run in runs.items()}),
+        "worst": worst_tracks.worst_clips(records, trackers, videos, clips),
+        "max_per_video": worst_tracks.MAX_PER_VIDEO,
         "max_unfolded": MAX_UNFOLDED,
-        "marks": {"found": f"rgb{FOUND}", "truth": f"rgb{TRUTH}"},
-        "percent": percent,
+        "marks": {"found": f"rgb{worst_tracks.FOUND}", "truth": f"rgb{worst_tracks.TRUTH}"},
     }
 
 
@@ -106,29 +109,18 @@ def _contents(
 
 
 def _cards(results: Mapping[str, Any]) -> list[Card]:
-    cards = [Card("About", _facts(results["about"]), []), Card("Protocol", _facts(results["protocol"]), [])]
-    cards += [_data_card(name, about, results["records"]) for name, about in results["data"].items()]
-    cards += [_tracker_card(name, about) for name, about in results["trackers"].items()]
+    cards = [Card("About", results["about"]), Card("Protocol", results["protocol"])]
+    videos = {(record["data"], record["video"]) for record in results["records"]}
+    for name, about in results["data"].items():
+        skipped, fingerprint = about.get("skipped") or {}, about.get("fingerprint") or {}
+        facts = {key: value for key, value in about.items() if key not in ("fingerprint", "skipped")}
+        facts |= {"measured": sum(data == name for data, _ in videos), "skipped": len(skipped)}
+        folded = [("Why skipped", skipped, True), ("Fingerprint", fingerprint, False)]
+        cards.append(Card(name, facts, [one for one in folded if one[1]]))
+    for name, about in results["trackers"].items():  # a configuration is long, and folded away
+        folded = [(key, value, False) for key, value in about.items() if isinstance(value, Mapping)]
+        cards.append(Card(name, {k: v for k, v in about.items() if not isinstance(v, Mapping)}, folded))
     return cards
-
-
-def _data_card(name: str, about: Mapping[str, Any], records: Sequence[Record]) -> Card:
-    skipped, fingerprint = about.get("skipped") or {}, about.get("fingerprint") or {}
-    measured = len({r["video"] for r in records if r["data"] == name})
-    facts = {key: value for key, value in about.items() if key not in ("fingerprint", "skipped")}
-    folded = [("Why skipped", _facts(skipped), True), ("Fingerprint", _facts(fingerprint), False)]
-    shown = _facts({**facts, "measured": measured, "skipped": len(skipped)})
-    return Card(name, shown, [one for one in folded if one[1]])
-
-
-def _tracker_card(name: str, about: Mapping[str, Any]) -> Card:
-    """What a tracker is; a configuration is long, and folded away."""
-    folded = [(key, _facts(value), False) for key, value in about.items() if isinstance(value, Mapping)]
-    return Card(name, _facts({k: v for k, v in about.items() if not isinstance(v, Mapping)}), folded)
-
-
-def _facts(values: Mapping[str, Any]) -> dict[str, str]:
-    return {key: _readable(value) for key, value in values.items()}
 
 
 def _readable(value: Any) -> str:
@@ -146,68 +138,52 @@ def _readable(value: Any) -> str:
 
 
 def _metric_table(name: str, run: Sequence[Record], trackers: Sequence[str]) -> Table:
+    """For each group and tracker the number of videos, and means over them."""
     columns = _columns(run)
-    groups = [*_grouped(run, "group").items(), (ALL, run)]
-    rows = [(group, _metric_rows(members, trackers, columns)) for group, members in groups]
+    groups = {**grouped(run, "group"), ALL: run}
+    rows = {
+        group: [
+            [one.name, str(sum(r["tracker"] == one.name for r in members)), *map(percent, one.values)]
+            for one in _series(members, trackers, columns)
+        ]
+        for group, members in groups.items()
+    }
     return Table(name, ["videos", *map(_label, columns)], rows)
 
 
-def _metric_rows(members: Sequence[Record], trackers: Sequence[str], columns: Sequence[str]) -> list[list[str]]:
-    """One row per tracker: its name, its number of videos, its means."""
-    rows = []
-    for name, _, values in _series(members, trackers, columns):
-        count = sum(r["tracker"] == name for r in members)
-        rows.append([name, str(count), *map(percent, values)])
-    return rows
-
-
-def _curves(
-    runs: Sequence[tuple[str, list[Record]]],
-    trackers: Sequence[str],
-    thresholds: Sequence[float],
-) -> list[tuple[str, list[tuple[str, str]]]]:
-    """A chart for each group of each run in which points within thresholds were counted."""
+def _curves(run: Sequence[Record], trackers: Sequence[str], thresholds: Sequence[float]) -> dict[str, str]:
+    """A chart for each group, if points within thresholds were counted."""
     metrics = [f"pts_within_{t}" for t in thresholds]
-    return [
-        (
-            name,
-            [
-                (group, line_chart(_series(members, trackers, metrics), thresholds, "px"))
-                for group, members in _grouped(run, "group").items()
-            ],
-        )
-        for name, run in runs
-        if set(metrics) & set(_columns(run))
-    ]
+    if not set(metrics) & set(_columns(run)):
+        return {}
+    return {
+        group: charts.line_chart(_series(members, trackers, metrics), thresholds, "px")
+        for group, members in grouped(run, "group").items()
+    }
 
 
-def _bars(
-    name: str, run: Sequence[Record], trackers: Sequence[str]
-) -> list[tuple[str, list[tuple[str, list[Series]]]]]:
-    """For each group the main metric of each of its videos."""
+def _bars(name: str, run: Sequence[Record], trackers: Sequence[str]) -> dict[str, dict[str, list[Series]]]:
+    """For each group, under a title, the main metric of each of its videos."""
     main = _columns(run)[:1]
-    return [
-        (
-            f"{name}, {group}: {', '.join(map(_label, main))} of each video",
-            [(video, _series(own, trackers, main)) for video, own in _grouped(members, "video").items()],
-        )
-        for group, members in _grouped(run, "group").items()
-    ]
+    return {
+        f"{name}, {group}: {', '.join(map(_label, main))} of each video": {
+            video: _series(own, trackers, main) for video, own in grouped(members, "video").items()
+        }
+        for group, members in grouped(run, "group").items()
+    }
 
 
 def _speeds(run: Sequence[Record], trackers: Sequence[str]) -> list[list[str]]:
-    by_tracker = _grouped(run, "tracker")
-    return [[name, *_speed(by_tracker[name])] for name in trackers if name in by_tracker]
-
-
-def _speed(own: Sequence[Record]) -> list[str]:
-    """A row of the throughput table, from sums over all videos."""
-    frames = sum(r["frames"] for r in own)
-    points = sum(r["points"] for r in own)
-    features = sum(number(r["seconds"].get("features")) for r in own)
-    tracking = sum(number(r["seconds"].get("tracking")) for r in own)
-    ratios = ((features, frames), (tracking, frames), (points, tracking), (points, features + tracking))
-    return [str(frames), str(points), *(_short(a / b) if b else "–" for a, b in ratios)]
+    """A tracker's row of the throughput table, from sums over all videos."""
+    rows = []
+    for name, own in sorted(grouped(run, "tracker").items(), key=lambda item: trackers.index(item[0])):
+        frames = sum(r["frames"] for r in own)
+        points = sum(r["points"] for r in own)
+        features = sum(number(r["seconds"].get("features")) for r in own)
+        tracking = sum(number(r["seconds"].get("tracking")) for r in own)
+        ratios = ((features, frames), (tracking, frames), (points, tracking), (points, features + tracking))
+        rows.append([name, str(frames), str(points), *(_short(a / b) if b else "–" for a, b in ratios)])
+    return rows
 
 
 def _short(number: float) -> str:
@@ -215,26 +191,6 @@ def _short(number: float) -> str:
     if math.isnan(number):
         return "–"
     return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
-
-
-# Records
-
-
-def _grouped(records: Sequence[Record], key: str) -> dict[str, list[Record]]:
-    """Records by the value of a key, in the order of their first appearance."""
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(record[key], []).append(record)
-    return groups
-
-
-def _runs(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
-    """Records of each data set and mode, under a title."""
-    return [
-        (f"{data}, mode {mode}", run)
-        for data, of_data in _grouped(records, "data").items()
-        for mode, run in _grouped(of_data, "mode").items()
-    ]
 
 
 def _columns(run: Sequence[Record]) -> list[str]:
@@ -251,7 +207,7 @@ def _label(metric: str) -> str:
 
 def _series(records: Sequence[Record], trackers: Sequence[str], metrics: Sequence[str]) -> list[Series]:
     """Means over videos of every tracker that has records, one number per metric."""
-    by_tracker = _grouped(records, "tracker")
+    by_tracker = grouped(records, "tracker")
     return [
         Series(name, style, [mean_metric(by_tracker[name], metric) for metric in metrics])
         for style, name in enumerate(trackers)

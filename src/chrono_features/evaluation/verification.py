@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
 
 import torch
 
 from ..authors import AUTHORS_FILES
 from ..backbone import ChronoBackbone
 from ..checks import check_choice
+from ..data.clip import Clip
 from ..data.readers import open_dataset
 from .protocol import MODES
-from .published import published_delta
-from .run import evaluate
-from .summary import ALL
+from .records import Record
+from .scores import FeatureCache, track_records
+from .summary import grouped, mean_metric, published_delta
 from .trackers import from_model
 
 ADAPTER_PARAMETERS = {"chrono-vits14": 16_241_280, "chrono-vitb14": 25_986_048}
@@ -64,9 +63,11 @@ def compare(
 def davis_deltas(model: ChronoBackbone, path: str | os.PathLike[str]) -> dict[str, float]:
     """<delta_avg in percent on TAP-Vid-DAVIS by mode, in the authors' settings: the mean over videos."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    measured = [from_model("model", model.to(device), paper=True)]
-    data = {"davis": open_dataset("davis", os.fspath(path))}
-    with tempfile.TemporaryDirectory() as folder:
-        results = evaluate(measured, data, Path(folder) / "results.json", modes=MODES, device=device)
-    rows = [row for row in results["summary"] if row["group"] == ALL]
-    return {row["mode"]: 100 * row["metrics"]["average_pts_within_thresh"] for row in rows}
+    tracker = from_model("model", model.to(device), paper=True)
+    records: list[Record] = []
+    for entry in open_dataset("davis", os.fspath(path)):
+        clip = entry.load()
+        assert isinstance(clip, Clip)
+        records += track_records(tracker, clip, MODES, FeatureCache(clip.frames, device))
+    by_mode = grouped(records, "mode")
+    return {mode: 100 * mean_metric(own, "average_pts_within_thresh") for mode, own in by_mode.items()}
