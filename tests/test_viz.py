@@ -10,7 +10,6 @@ from chrono_features.viz import (
     point_colours,
     principal_components,
     side_by_side,
-    similarity_figure,
     similarity_overlay,
 )
 
@@ -175,22 +174,3 @@ def test_similarity_overlay_is_brightest_where_most_similar() -> None:
         similarity_overlay(frame, similarity, limits=(1.0, 1.0))
     with pytest.raises(ValueError, match="similarity of shape"):
         similarity_overlay(frame, similarity[None])
-
-
-def test_similarity_figure() -> None:
-    frames = torch.full((3, 3, 60, 80), GREY, dtype=torch.uint8)
-    maps = torch.rand(3, 6, 8)
-    rows = {"Frames": None, "ViT's own features": maps, "temporal features": maps**2}
-    points = {"Frames": torch.tensor([[40.0, 30.0], [40.0, 30.0], [float("nan")] * 2])}
-    plain = similarity_figure(frames, rows)
-    figure = similarity_figure(frames, rows, points, titles=["frame 0", "frame 8", "frame 16"])
-    assert figure.dtype == np.uint8 and figure.shape[1] == plain.shape[1] and figure.shape[0] > plain.shape[0]
-    below = figure[figure.shape[0] - plain.shape[0] :]
-    changed = (below != plain).any((0, 2))
-    assert changed[:80].any() and changed[80:160].any() and not changed[168:].any()
-    with pytest.raises(ValueError, match="points has labels"):
-        similarity_figure(frames, rows, {"nobody": points["Frames"]})
-    with pytest.raises(ValueError, match=r"rows\['a'\] of shape \(2, 6, 8\); expected \(K, h, w\) with K=3"):
-        similarity_figure(frames, {"a": maps[:2]})
-    with pytest.raises(ValueError, match="titles=.*; expected None or a title for each of"):
-        similarity_figure(frames, rows, titles=["one"])

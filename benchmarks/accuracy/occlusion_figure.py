@@ -7,9 +7,11 @@ both rows share one scale.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -17,7 +19,9 @@ from torch import Tensor
 
 from chrono_features import ChronoBackbone, soft_argmax_track
 from chrono_features.video import read_video
-from chrono_features.viz import similarity_figure
+from chrono_features.viz import Canvas, label_strip, mark_radius, similarity_overlay
+
+LIMITS = (0.2, 1.0)  # similarities of the darkest and the brightest colour
 
 
 def similarity_maps(features: Tensor, query: Tensor, size: tuple[int, int]) -> Tensor:  # (1, T, C, h, w) -> (T, h, w)
@@ -25,6 +29,40 @@ def similarity_maps(features: Tensor, query: Tensor, size: tuple[int, int]) -> T
     where = features.new_tensor([2 * x / size[1] - 1, 2 * y / size[0] - 1]).view(1, 1, 1, 2)
     sampled = F.grid_sample(features[:, int(t)], where, align_corners=False, padding_mode="border")
     return (features[0] * sampled[0, None]).sum(dim=1)
+
+
+def similarity_figure(
+    frames: Tensor,  # (K, 3, H, W) uint8
+    rows: Mapping[str, Tensor | None],  # label -> (K, h, w), or None for the plain frames
+    points: Mapping[str, Tensor],  # label -> (K, 2) pixels to circle; NaN leaves a frame without
+    titles: Sequence[str],  # of the frames
+) -> np.ndarray:
+    """Similarity maps of one query in several frames, a labelled row for each kind of features."""
+    count, _, height, width = frames.shape
+    strip, gap = max(16, height // 10), max(2, width // 100)
+    lines = [_join([label_strip(title, width, strip) for title in titles], gap)]
+    for label, maps in rows.items():
+        lines.append(label_strip(label, count * width + (count - 1) * gap, strip))
+        pictures = [frame.permute(1, 2, 0).numpy() for frame in frames]
+        if maps is not None:
+            pictures = [similarity_overlay(frame, one, LIMITS) for frame, one in zip(frames, maps, strict=True)]
+        circled = [_circle(picture, xy) for picture, xy in zip(pictures, points[label].tolist(), strict=True)]
+        lines.append(_join(circled, gap))
+    return np.vstack(lines)
+
+
+def _circle(picture: np.ndarray, xy: Sequence[float]) -> np.ndarray:
+    if not np.isfinite(xy).all():
+        return picture
+    canvas, radius = Canvas(picture), 2.5 * mark_radius(*picture.shape[:2])
+    canvas.ring(xy, radius * 1.2, (0, 0, 0))
+    canvas.ring(xy, radius, (255, 255, 255))
+    return canvas.picture()
+
+
+def _join(pictures: Sequence[np.ndarray], gap: int) -> np.ndarray:
+    white = np.full((len(pictures[0]), gap, 3), 255, np.uint8)
+    return np.hstack([part for picture in pictures for part in (picture, white)][:-1])
 
 
 @torch.no_grad()
@@ -54,7 +92,7 @@ def main() -> None:
         points[label] = tracks.xy[0, 0, frames]
     titles = [f"frame {frame}" for frame in frames]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(similarity_figure(video[frames], rows, points, titles, limits=(0.2, 1.0))).save(args.out)
+    Image.fromarray(similarity_figure(video[frames], rows, points, titles)).save(args.out)
 
 
 if __name__ == "__main__":

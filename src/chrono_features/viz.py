@@ -132,7 +132,7 @@ def side_by_side(
     """
     for frames in zip(*columns.values(), strict=False):
         strip = max(16, frames[0].shape[0] // 14)
-        labels = [_label(text, frame.shape[1], strip) for text, frame in zip(columns, frames, strict=True)]
+        labels = [label_strip(text, frame.shape[1], strip) for text, frame in zip(columns, frames, strict=True)]
         yield np.vstack([np.hstack(labels), np.hstack(frames)])
 
 
@@ -170,68 +170,6 @@ def similarity_overlay(
     heat = np.stack([np.interp(position, np.linspace(0, 1, len(HEAT)), channel) for channel in HEAT.T], axis=-1)
     grey = frame.detach().cpu().float().mean(0).numpy()[..., None]
     return np.rint(opacity * heat + (1 - opacity) * grey).astype(np.uint8)
-
-
-def similarity_figure(
-    frames: Tensor,  # (K, 3, H, W) uint8
-    rows: Mapping[str, Tensor | None],  # label -> (K, h, w)
-    points: Mapping[str, Tensor] | None = None,  # label -> (K, 2)
-    titles: Sequence[str] | None = None,
-    limits: tuple[float, float] | None = None,
-) -> np.ndarray:
-    """One query's similarity maps in several frames, one labelled row per kind of features.
-
-    Args:
-        frames: The frames to show, from left to right.
-        rows: Similarity maps by label, from top to bottom; None shows the plain frames.
-        points: Positions in pixels to circle in the row of that label, for example where its features find the query;
-            NaN leaves a frame without.
-        titles: A title per frame.
-        limits: Similarities of the darkest and the brightest colour; None takes each row's own minimum and maximum.
-
-    Returns:
-        The figure, (height, width, 3) uint8.
-
-    Raises:
-        ImportError: The `video` extra is not installed.
-        ValueError: An argument has the wrong shape or type.
-    """
-    _check_video("frames", frames)
-    if not isinstance(rows, Mapping):
-        raise refusal("rows", rows, "a mapping from labels to tensors")
-    if points is not None and not isinstance(points, Mapping):
-        raise refusal("points", points, "a mapping from labels to tensors")
-    count, _, height, width = frames.shape
-    points = points or {}
-    if unknown := sorted(set(points) - set(rows)):
-        raise ValueError(f"points has labels {unknown}; expected labels of rows: {list(rows)}")
-    for name, value, shape in (
-        *((f"rows[{label!r}]", maps, "(K, h, w)") for label, maps in rows.items() if maps is not None),
-        *((f"points[{label!r}]", positions, "(K, 2)") for label, positions in points.items()),
-    ):
-        check_tensor(name, value, shape)
-        if value.ndim != shape.count(",") + 1 or len(value) != count:
-            raise ValueError(f"{name} of shape {tuple(value.shape)}; expected {shape} with K={count}")
-    words = isinstance(titles, (list, tuple)) and all(isinstance(title, str) for title in titles)
-    if titles is not None and not (words and len(titles) == count):
-        raise refusal("titles", titles, f"None or a title for each of {count} frames")
-
-    strip, gap = max(16, height // 10), max(2, width // 100)
-    full = count * width + (count - 1) * gap
-    lines = []
-    if titles is not None:
-        lines.append(_join([_label(title, width, strip) for title in titles], gap, axis=1))
-    for label, maps in rows.items():
-        lines.append(_label(label, full, strip))
-        pictures = [frame.cpu().permute(1, 2, 0).numpy() for frame in frames]
-        if maps is not None:
-            span = limits or (float(maps.min()), max(float(maps.max()), float(maps.min()) + 1e-6))
-            pictures = [similarity_overlay(frame, one, span) for frame, one in zip(frames, maps, strict=True)]
-        if label in points:
-            positions = points[label].detach().cpu().tolist()
-            pictures = [_circle(picture, xy) for picture, xy in zip(pictures, positions, strict=True)]
-        lines.append(_join(pictures, gap, axis=1))
-    return _join(lines, 0, axis=0)
 
 
 def _draw_tracks(video: Tensor, xy: np.ndarray, visible: np.ndarray, trail: int) -> Iterator[np.ndarray]:
@@ -283,16 +221,7 @@ class Canvas:
         return round(x - r), round(y - r), round(x + r), round(y + r)
 
 
-def _circle(picture: np.ndarray, xy: Sequence[float]) -> np.ndarray:
-    if not np.isfinite(xy).all():
-        return picture
-    canvas, radius = Canvas(picture), 2.5 * mark_radius(*picture.shape[:2])
-    canvas.ring(xy, radius * 1.2, (0, 0, 0))
-    canvas.ring(xy, radius, (255, 255, 255))
-    return canvas.picture()
-
-
-def _label(text: str, width: int, height: int) -> np.ndarray:
+def label_strip(text: str, width: int, height: int) -> np.ndarray:
     """A white strip with text at its left, shrunk where it would not fit."""
     image, font = require("PIL.Image", "video"), require("PIL.ImageFont", "video")
     strip = image.new("RGB", (width, height), "white")
@@ -301,13 +230,6 @@ def _label(text: str, width: int, height: int) -> np.ndarray:
     letters = font.load_default(max(6, size * min(1, (width - height / 2) / max(length, 1))))
     require("PIL.ImageDraw", "video").Draw(strip).text((height / 4, height / 2), text, "black", letters, anchor="lm")
     return np.asarray(strip)
-
-
-def _join(pictures: Sequence[np.ndarray], gap: int, axis: int) -> np.ndarray:
-    shape = list(pictures[0].shape)
-    shape[axis] = gap
-    white = np.full(shape, 255, np.uint8)
-    return np.concatenate([part for picture in pictures for part in (picture, white)][:-1], axis)
 
 
 def _resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
