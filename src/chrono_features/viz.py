@@ -119,7 +119,8 @@ def pca_frames(
     components = principal_components(features)
     low, high = np.percentile(components.transpose(0, 1).flatten(1).numpy(), (1, 99), axis=1)[:, :, None, None]
     colours = (components - torch.from_numpy(low)) / torch.from_numpy(np.maximum(high - low, 1e-12))
-    return (_to_uint8(_resize(frame, size)) for frame in colours.float())
+    frames = (_resize(frame, size).clamp(0, 1) * 255 for frame in colours.float())
+    return (frame.round().byte().permute(1, 2, 0).numpy() for frame in frames)
 
 
 def side_by_side(
@@ -234,10 +235,6 @@ def label_strip(text: str, width: int, height: int) -> np.ndarray:
 
 def _resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(picture[None], size, mode="bilinear", align_corners=False)[0]
-
-
-def _to_uint8(picture: Tensor) -> np.ndarray:
-    return (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def _check_video(name: str, video: Any, shape: str = "(T, 3, H, W)") -> None:

@@ -205,14 +205,14 @@ def _with_faults(container: Any, stream: Any, path: Path) -> Iterator[tuple[Any,
     if ends_amid_packet(path, container.format.name):
         packets = _cut_off(packets)
     for packet, fault in packets:
-        frames: list[Any] = []
+        frames: deque[Any] = deque()
         if packet is None:  # what the decoder holds back comes out, and it is ready for more
             with suppress(av.error.FFmpegError):
-                frames = stream.codec_context.decode(None)
+                frames.extend(stream.codec_context.decode(None))
             stream.codec_context.flush_buffers()
         else:
             try:
-                frames = packet.decode()
+                frames.extend(packet.decode())
             except av.error.FFmpegError as error:
                 # A recording that starts amid a group of pictures: decoding begins with the next one.
                 if progress.started or packet.is_keyframe:
@@ -220,9 +220,8 @@ def _with_faults(container: Any, stream: Any, path: Path) -> Iterator[tuple[Any,
                     lost.append((-math.inf if packet.pts is None else packet.pts, fault))
             progress.add_packet(packet, fault)
         at_end = packet is not None and not packet.size
-        frames.reverse()
         while frames:
-            frame = frames.pop()
+            frame = frames.popleft()
             lost.sort()
             while lost and lost[0][0] <= (math.inf if frame.pts is None else frame.pts):
                 yield None, lost.pop(0)[1]
