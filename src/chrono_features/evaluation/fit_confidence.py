@@ -6,9 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +16,6 @@ from ..data.clip import Clip, Dataset, Entry, Unusable
 from ..data.photo_warps import PhotoWarps
 from ..data.synthetic_clips import SyntheticClips
 from ..refine import Refine
-from ..tracks import Tracks
 from .protocol import scored_frames
 from .scores import drawn_queries
 
@@ -50,15 +47,17 @@ def fit_confidence(
         clip = video.frames[None].to(model.device)
         with torch.no_grad():
             features = model(clip)
-        drawn, of_track = drawn_queries(video, "first")
+        drawn, _, truth = drawn_queries(video, "first")
         queries = torch.from_numpy(drawn).float()[None].to(model.device)
+        known = torch.from_numpy(scored_frames(drawn[:, 0], len(video.frames), "first")) & truth.valid
+        to_256 = 256 / torch.tensor(video.frames.shape[:1:-1]).double()
         for refine in signals:
             tracks = model.track(clip, queries, features=features, refine=refine)
-            found = _signals(model, features, queries, tracks, clip.shape[-2:])
-            scored = scored_frames(drawn[:, 0], len(video.frames), "first")
-            known = torch.from_numpy(scored) & video.valid[of_track]
-            signals[refine].append(found[known])
-            good[refine].append(_good(video, of_track, tracks)[known])
+            (found,) = track_signals(features, queries, tracks, clip.shape[-2:], **vars(model.config.soft_argmax))
+            signals[refine].append(found.cpu()[known])
+            off = (tracks.xy[0].double().cpu() - truth.xy) * to_256
+            near = off.square().sum(-1) < NEAR**2
+            good[refine].append((near & truth.visible)[known])
         on_video(done, total)
     weights = {refine: fit(torch.cat(signals[refine]), torch.cat(good[refine])) for refine in signals}
     model.config = model.config.replace(confidence=weights[None], refined_confidence=weights["photometric"])
@@ -82,15 +81,3 @@ def _usable(entries: Iterable[Entry]) -> Iterator[Clip]:
             continue
         assert isinstance(video, Clip)
         yield video
-
-
-def _signals(model: ChronoBackbone, features: Tensor, queries: Tensor, tracks: Tracks, size: Any) -> Tensor:
-    soft_argmax = model.config.soft_argmax
-    return track_signals(features, queries, tracks, size, **vars(soft_argmax))[0].cpu()
-
-
-def _good(video: Clip, of_track: np.ndarray, tracks: Tracks) -> Tensor:  # (N, T) bool
-    """Seen, and near the truth."""
-    to_256 = 256 / torch.tensor(video.frames.shape[:1:-1]).double()
-    off = (tracks.xy[0].double().cpu() - video.xy[of_track]) * to_256
-    return (off.square().sum(-1) < NEAR**2) & video.visible[of_track]

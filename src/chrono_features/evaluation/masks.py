@@ -130,15 +130,14 @@ def mask_queries(
     if count < max(1, len(objects)):
         raise ValueError(f"count={count!r}; expected at least 1 for each of {len(objects)} objects of {video.name}")
     margin = math.ceil(QUERY_MARGIN * max(first.shape))
-    queries = [np.empty((0, 3), np.float32)]
-    owners = [np.empty(0, np.int64)]
+    points = [np.empty((0, 2), np.int64)]  # (row, column)
     for number in objects:
         mask = first == number
         inner = mask & ~_dilated(~mask, margin)
-        rows, columns = _grid(inner if inner.any() else mask, count // len(objects))
-        queries.append(np.stack([np.zeros(len(rows)), columns + 0.5, rows + 0.5], axis=1).astype(np.float32))
-        owners.append(np.full(len(rows), number))
-    return np.concatenate(queries), np.concatenate(owners)
+        points.append(_grid(inner if inner.any() else mask, count // len(objects)))
+    rows, columns = np.concatenate(points).T
+    queries = np.stack([np.zeros(len(rows)), columns + 0.5, rows + 0.5], axis=1).astype(np.float32)
+    return queries, first[rows, columns]
 
 
 def mask_consistency(
@@ -214,12 +213,11 @@ def _dilated(
 def _grid(
     mask: NDArray[Any],  # (H, W) bool
     count: int,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows and columns of the finest regular grid with at most `count` pixels in a mask; of one pixel at least."""
-    rows, columns = np.nonzero(mask)
+) -> NDArray[np.int64]:  # (M, 2) rows and columns
+    """The finest regular grid with at most `count` pixels in a mask; of one pixel at least."""
+    pixels = np.argwhere(mask)
     for step in range(1, max(mask.shape) + 1):
-        chosen = np.flatnonzero((rows % step == step // 2) & (columns % step == step // 2))
+        chosen = pixels[(pixels % step == step // 2).all(axis=1)]
         if len(chosen) <= count:
             break
-    chosen = chosen if len(chosen) else np.array([len(rows) // 2])  # a mask between the lines of the grid
-    return rows[chosen], columns[chosen]
+    return chosen if len(chosen) else pixels[len(pixels) // 2][None]  # a mask between the lines of the grid

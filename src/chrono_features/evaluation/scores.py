@@ -65,30 +65,29 @@ def track_records(
 ) -> Iterator[Record]:
     """A record for each mode of query sampling. The time for features stands in each."""
     features, feature_seconds = cache.features(tracker)
-    to_256 = 256 / np.array(video.frames.shape[:1:-1])
     for mode in modes:
-        drawn, of_track = drawn_queries(video, mode)
+        drawn, of_track, truth = drawn_queries(video, mode)
         queries = torch.from_numpy(drawn).float()[None].to(cache.video.device)
         tracks, seconds = timed(partial(tracker.track, cache.video, queries, features), cache.video.device)
-        of_query = {name: getattr(video, name)[of_track] for name in ("xy", "visible", "valid")}
-        truth = replace(video, **of_query)
-        metrics, deltas, bins = _score(drawn[:, 0], truth, tracks[0].to("cpu"), mode, to_256)
+        tracks = tracks[0].to("cpu")
+        metrics, deltas, bins = _score(drawn[:, 0], truth, tracks, mode)
         yield {
             "mode": mode,
             "points": len(drawn),
             "seconds": {"features": feature_seconds, "tracking": seconds},
             "metrics": json_safe(metrics),
             "track_delta": json_safe(deltas.round(4).tolist()),
-            "worst": _worst(deltas, drawn, of_track, tracks[0].to("cpu")),
+            "worst": _worst(deltas, drawn, of_track, tracks),
             **({"reliability": bins} if bins else {}),
         }
 
 
-def drawn_queries(video: Clip, mode: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Queries (M, 3) inside the frame, and the track of each."""
+def drawn_queries(video: Clip, mode: str) -> tuple[NDArray[np.float64], NDArray[np.int64], Clip]:
+    """Queries (M, 3) inside the frame, the track of each, and the video with these tracks: one for each query."""
     drawn, of_track = sample_queries(video.xy.numpy(), (video.visible & video.valid).numpy(), mode)
     drawn[:, 1:] = drawn[:, 1:].clip(0, video.frames.shape[:1:-1])
-    return drawn, of_track
+    truth = replace(video, xy=video.xy[of_track], visible=video.visible[of_track], valid=video.valid[of_track])
+    return drawn, of_track, truth
 
 
 def mask_record(
@@ -131,9 +130,9 @@ def _score(
     truth: Clip,
     tracks: Tracks,
     mode: str,
-    to_256: NDArray[Any],  # (2,)
 ) -> tuple[dict[str, float], NDArray[np.float64], list[tuple[float, float, int]]]:
     """All metrics, <delta_avg of each track, and the bins of a reliability plot."""
+    to_256 = 256 / np.array(truth.frames.shape[:1:-1])
     true_xy = truth.xy.numpy() * to_256
     true_visible = truth.visible.numpy()
     valid = truth.valid.numpy()

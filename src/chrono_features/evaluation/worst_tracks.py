@@ -6,6 +6,8 @@ import base64
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ from ..video.writing import encode_video
 from ..viz import Canvas
 from .charts import percent
 from .records import Record
+from .summary import grouped, number
 
 MAX_PER_VIDEO = 2  # tracks of one video for one tracker, so that they vary
 SIDE = 320  # pixels: the longer side
@@ -24,13 +27,6 @@ FPS = 12
 FADED = 0.4  # towards grey: marks stand out, and files are half as large
 TRUTH, FOUND = (0, 225, 255), (255, 110, 0)  # cyan and orange differ for everyone, and few videos are full of either
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
-
-
-class WorstTrack(NamedTuple):
-    """A track that was lost, and the record that it is from."""
-
-    record: Record
-    track: Mapping[str, Any]  # an item of the record's "worst"
 
 
 class WorstClip(NamedTuple):
@@ -56,14 +52,11 @@ def worst_clips(
         count: Of clips for each tracker.
     """
     chosen = {name: _choose([r for r in records if r["tracker"] == name], count) for name in trackers}
-    by_video: dict[tuple[str, str], list[WorstTrack]] = {}
-    for one in (one for own in chosen.values() for one in own):
-        by_video.setdefault((one.record["data"], one.record["video"]), []).append(one)
     clips: dict[int, WorstClip] = {}
-    for names, of_video in by_video.items():
+    for names, tracks in grouped(chain(*chosen.values()), "data", "video").items():
         video = videos(*names)
-        clips |= {id(one): _clip(video, one) for one in of_video}
-    return {name: [clips[id(one)] for one in own] for name, own in chosen.items() if own}
+        clips |= {id(track): _clip(video, track) for track in tracks}
+    return {name: [clips[id(track)] for track in own] for name, own in chosen.items() if own}
 
 
 def draw_clip(video: Clip, track: Mapping[str, Any], frames: Iterable[int]) -> Iterator[np.ndarray]:
@@ -97,42 +90,37 @@ def draw_clip(video: Clip, track: Mapping[str, Any], frames: Iterable[int]) -> I
         yield canvas.picture()
 
 
-def _choose(records: Sequence[Record], count: int) -> list[WorstTrack]:
-    """The worst tracks; a video's second one only where the first ones of all videos do not suffice."""
-    tracks = [WorstTrack(record, track) for record in records for track in record.get("worst") or []]
-    known = [one for one in tracks if one.track["delta"] is not None and not math.isnan(one.track["delta"])]
+def _choose(records: Sequence[Record], count: int) -> list[dict[str, Any]]:
+    """The worst tracks, each joined with its record; a video's second one only where the first ones do not suffice."""
+    tracks = [{**record, **track} for record in records for track in record.get("worst") or []]
+    known = [track for track in tracks if not math.isnan(number(track["delta"]))]
     seen: dict[tuple[str, str], list[int]] = {}
-    first_ones: list[WorstTrack] = []
-    second_ones: list[WorstTrack] = []
-    for one in sorted(known, key=_delta):
-        earlier = seen.setdefault((one.record["data"], one.record["video"]), [])
-        if one.track["track"] not in earlier and len(earlier) < MAX_PER_VIDEO:  # other modes ask for the same tracks
-            (second_ones if earlier else first_ones).append(one)
-            earlier.append(one.track["track"])
-    return sorted((first_ones + second_ones)[:count], key=_delta)
+    ranked: list[tuple[int, dict[str, Any]]] = []  # 0 for a video's worst track, 1 for its second one
+    for track in sorted(known, key=itemgetter("delta")):
+        earlier = seen.setdefault((track["data"], track["video"]), [])
+        if track["track"] not in earlier and len(earlier) < MAX_PER_VIDEO:  # other modes ask for the same tracks
+            ranked.append((len(earlier), track))
+            earlier.append(track["track"])
+    chosen = [track for _, track in sorted(ranked, key=itemgetter(0))[:count]]
+    return sorted(chosen, key=itemgetter("delta"))
 
 
-def _delta(one: WorstTrack) -> float:
-    return float(one.track["delta"])
-
-
-def _clip(video: Clip, one: WorstTrack) -> WorstClip:
-    record, track = one
-    _check_track(video, one)
+def _clip(video: Clip, track: Mapping[str, Any]) -> WorstClip:
+    _check_track(video, track)
     query, frames = int(track["query"][0]), len(video.frames)
-    start = query if record["mode"] == "first" else 0  # nothing before it counts there
+    start = query if track["mode"] == "first" else 0  # nothing before it counts there
     step = math.ceil((frames - start) / MAX_FRAMES)
     encoded = io.BytesIO()  # in no file, which a killed run would leave behind
     encode_video(encoded, draw_clip(video, track, range(start, frames, step)), FPS)
     source = "data:video/mp4;base64," + base64.b64encode(encoded.getvalue()).decode()
-    facts = f"{record['data']}, mode {record['mode']}, track {track['track']}, query in frame {query}, "
-    facts += f"<δavg {percent(_delta(one))}" + (f", one frame in {step}" if step > 1 else "")
-    return WorstClip(record["video"], source, facts)
+    facts = f"{track['data']}, mode {track['mode']}, track {track['track']}, query in frame {query}, "
+    facts += f"<δavg {percent(track['delta'])}" + (f", one frame in {step}" if step > 1 else "")
+    return WorstClip(track["video"], source, facts)
 
 
-def _check_track(video: Clip, one: WorstTrack) -> None:
-    track, frames = one.track, len(video.frames)
-    where = f"results: a worst track of {one.record['video']}"
+def _check_track(video: Clip, track: Mapping[str, Any]) -> None:
+    frames = len(video.frames)
+    where = f"results: a worst track of {track['video']}"
     if not 0 <= track["track"] < len(video.xy):
         raise ValueError(f"{where} is number {track['track']}; expected one of the video's {len(video.xy)}")
     if not 0 <= track["query"][0] < frames:
