@@ -722,3 +722,10 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
     for read in (read_video, iter_frames, frame_rate):
         with pytest.raises(ValueError, match="path=''; expected the path"):
             read("")
+
+
+@pytest.mark.parametrize("path", ["a\0b.mp4", 3, None])
+def test_what_can_be_no_path_is_told_from_what_is_not_there(path):
+    for read in (read_video, iter_frames, frame_rate):
+        with pytest.raises(ValueError, match=f"path={re.escape(repr(path))}; expected the path of a video"):
+            read(path)
