@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -54,11 +53,9 @@ def lucas_kanade(
             for before, after in pairwise(range(len(greys))[::step]):
                 started = (after - own_frames) * step > 0
                 if started.any():
-                    place, sure = _flow(greys[before], greys[after], xy[b, started, before])
-                    xy[b, started, after] = place
+                    xy[b, started, after], sure = _flow(greys[before], greys[after], xy[b, started, before])
                     visible[b, started, after] = visible[b, started, before] & sure
-    found = torch.from_numpy(xy)
-    return Tracks(found, torch.ones(found.shape[:-1]), torch.from_numpy(visible)).to(queries.device)
+    return Tracks(torch.from_numpy(xy), torch.ones(visible.shape), torch.from_numpy(visible)).to(queries.device)
 
 
 def _flow(
@@ -67,10 +64,8 @@ def _flow(
     xy: NDArray[np.float32],  # (N, 2)
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Where points go, and whether they come back."""
-    cv2 = require("cv2", "eval")
-
+    flow = require("cv2", "eval").calcOpticalFlowPyrLK
     start = np.ascontiguousarray(xy - 0.5)[:, None]  # OpenCV counts from pixel centres
-    flow: Any = cv2.calcOpticalFlowPyrLK
     end, status, _ = flow(before, after, start, None, **LK_OPTIONS)
     back, _, _ = flow(after, before, end, None, **LK_OPTIONS)
     sure = (status[:, 0] == 1) & (np.linalg.norm(back - start, axis=-1)[:, 0] <= LK_CYCLE_ERROR)
@@ -177,8 +172,7 @@ class TimmFeatures(nn.Module):
     def _frames(self, frames: Tensor) -> Tensor:
         dtype = next(self.model.parameters()).dtype
         pixels = prepare_frames(frames, self.config, (self.stride, self.stride), self.grid, dtype)
-        maps: Iterable[Tensor] = self.model.forward_intermediates(
+        (features,) = self.model.forward_intermediates(
             pixels, indices=[self.block], norm=self.is_last, stop_early=True, output_fmt="NCHW", intermediates_only=True
         )
-        (features,) = maps
         return F.normalize(features, dim=1)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from itertools import islice
 from typing import Any
 
 import torch
 
+from ..checks import check_integer
 from ..data.clip import SIZE, Dataset, Entry, MaskClip, Unusable
 from ..extras import require
 from .protocol import MASK_MODE, MODES, THRESHOLDS
+from .records import Record
 from .scores import FeatureCache, mask_record, track_records
 from .store import Store
 from .trackers import Tracker
@@ -66,7 +68,8 @@ def evaluate(
     _check(trackers, data, modes, limit)
     for module in NEEDED:
         require(module, "eval")  # before any work
-    about = {"device": describe_device(device), "date": datetime.date.today().isoformat(), "versions": _versions()}
+    versions = {package: _version(package) for package in PACKAGES}
+    about = {"device": describe_device(device), "date": datetime.date.today().isoformat(), "versions": versions}
     protocol = {"size": size and list(size), "thresholds": list(THRESHOLDS), **(settings or {})}
     sources = {name: {"kind": d.kind, "path": d.path, "fingerprint": d.fingerprint()} for name, d in data.items()}
     measured = {tracker.name: tracker.about for tracker in trackers}
@@ -112,15 +115,16 @@ def _measure(
         store.skip(data, entry.name, str(reason))
         return
     cache = FeatureCache(video.frames, device)
+    about = {"data": data, "group": entry.group, "video": entry.name}
     for tracker in trackers:
         if wanted := missing.get(tracker.name):
-            if isinstance(video, MaskClip):
-                records = iter([mask_record(tracker, video, cache)])
-            else:
-                records = track_records(tracker, video, wanted, cache)
+            records: Iterable[Record] = (
+                [mask_record(tracker, video, cache)]
+                if isinstance(video, MaskClip)
+                else track_records(tracker, video, wanted, cache)
+            )
             for record in records:
-                named = {"data": data, "group": entry.group, "video": entry.name, "tracker": tracker.name}
-                store.add({**named, "frames": len(video.frames), **record})
+                store.add({**about, "tracker": tracker.name, "frames": len(video.frames), **record})
 
 
 def _check(trackers: Sequence[Tracker], data: Mapping[str, Dataset], modes: Sequence[str], limit: int | None) -> None:
@@ -131,15 +135,12 @@ def _check(trackers: Sequence[Tracker], data: Mapping[str, Dataset], modes: Sequ
         raise ValueError("data is empty; expected at least one data set")
     if not modes or set(modes) - set(MODES):
         raise ValueError(f"modes={list(modes)}; expected some of {', '.join(MODES)}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}; expected a positive integer, or None")
+    if limit is not None:
+        check_integer("limit", limit, minimum=1)
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "none"
-    return found
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"

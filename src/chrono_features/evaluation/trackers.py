@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -96,15 +97,13 @@ def from_model(
     if confidence:
         confidence_weights(model.config, refine is not None)  # raises where there are none
     features = ModelFeatures(model, adapters, _paper_grid(name, model) if paper else None, max_frames_in_memory)
-    if paper and correlation_dtype is None:
-        correlation_dtype = torch.bfloat16
     given = {
         "refine": refine,
         "confidence": confidence if confidence or refine else None,  # as results of earlier versions have it
         "temperature": temperature,
         "radius": radius,
         "visible_threshold": visible_threshold,
-        "correlation_dtype": correlation_dtype,
+        "correlation_dtype": correlation_dtype or (torch.bfloat16 if paper else None),
     }
     options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
 
@@ -200,10 +199,10 @@ def _imported(module: str, function: str) -> TrackFunction:
         if not f"{module}.".startswith(f"{error.name}."):
             raise  # the module is there, and lacks something
         raise ValueError(f"baseline={module}:{function}: no module {error.name}; expected one on PYTHONPATH") from error
-    for part in function.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"baseline={module}:{function}; {module} has no {function}")
-        found = getattr(found, part)
+    try:
+        found = attrgetter(function)(found)
+    except AttributeError as error:
+        raise ValueError(f"baseline={module}:{function}; {module} has no {function}") from error
     if not callable(found):
         raise ValueError(f"baseline={module}:{function} is a {type(found).__name__}; expected a function")
     return partial(found)
