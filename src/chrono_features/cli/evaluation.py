@@ -16,7 +16,7 @@ from ..checks import check_choice, printable
 from ..data.clip import SIZE, Clip, Dataset, Entry
 from ..data.readers import KINDS, open_dataset
 from ..evaluation.fit_confidence import fit_confidence as fit
-from ..evaluation.protocol import check_mode
+from ..evaluation.protocol import MODES
 from ..evaluation.report import write_report
 from ..evaluation.run import evaluate as measure
 from ..evaluation.trackers import Tracker, baseline, from_model
@@ -205,7 +205,7 @@ def open_trackers(
 
 def _check_asked(models: Sequence[str], baselines: Sequence[str], modes: Sequence[str]) -> None:
     for mode in modes:
-        check_mode(mode)
+        check_choice("mode", mode, MODES)
     if not models and not baselines:
         raise ValueError("no --model and no --baseline; expected at least one of them")
 

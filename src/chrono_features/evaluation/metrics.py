@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -17,35 +18,31 @@ from .protocol import ratio
 def balanced_accuracy(
     visible: NDArray[Any],  # (...) bool, truth
     predicted_visible: NDArray[Any],  # (...) bool
-    counted: NDArray[Any] | None = None,  # (...) bool
+    counted: NDArray[Any] | EllipsisType = ...,  # (...) bool, or all
 ) -> float:
     """Mean recall of visible and of occluded points; NaN where either kind is absent.
 
     Where almost nothing is occluded, plain accuracy rewards calling everything visible; this does not.
     """
-    if counted is not None:
-        visible = visible[counted]
-        predicted_visible = predicted_visible[counted]
-    if visible.all() or not visible.any():
+    truth = visible[counted].ravel()
+    if truth.all() or not truth.any():
         return math.nan
     metrics = require("sklearn.metrics", "eval")
-    return float(metrics.balanced_accuracy_score(visible.ravel(), predicted_visible.ravel()))
+    return float(metrics.balanced_accuracy_score(truth, predicted_visible[counted].ravel()))
 
 
 def average_precision(
     truth: NDArray[Any],  # (...) bool
     score: NDArray[Any],  # (...) higher: more likely true
-    counted: NDArray[Any] | None = None,  # (...) bool
+    counted: NDArray[Any] | EllipsisType = ...,  # (...) bool, or all
 ) -> float:
     """Area under the steps of the precision-recall curve, equal scores taken together; NaN without a true one."""
-    if counted is not None:
-        truth = truth[counted]
-        score = score[counted]
+    truth = truth[counted].ravel()
     if not truth.any():
         return math.nan
     # A tracker that breaks down gives NaN: the lowest score there is.
-    finite = np.nan_to_num(score.astype(np.float64), nan=np.finfo(np.float64).min)
-    return float(require("sklearn.metrics", "eval").average_precision_score(truth.ravel(), finite.ravel()))
+    finite = np.nan_to_num(score[counted].ravel().astype(np.float64), nan=np.finfo(np.float64).min)
+    return float(require("sklearn.metrics", "eval").average_precision_score(truth, finite))
 
 
 def pck(

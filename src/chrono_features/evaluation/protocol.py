@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import check_choice
+
 THRESHOLDS = (1, 2, 4, 8, 16)  # pixels at 256 x 256
 MODES = ("first", "strided")
 MASK_MODE = "masks"  # the mode of records of videos with masks
@@ -31,7 +33,7 @@ def sample_queries(
     Raises:
         ValueError: Unknown mode.
     """
-    check_mode(mode)
+    check_choice("mode", mode, MODES)
     if mode == "first":
         tracks = np.flatnonzero(usable.any(axis=1))
         times = usable.argmax(axis=1)[tracks]
@@ -91,7 +93,7 @@ def scored_frames(
     mode: str,
 ) -> NDArray[np.bool_]:
     """The frames that count for each query, (N, T): those after the query frame in "first", all but it in "strided"."""
-    check_mode(mode)
+    check_choice("mode", mode, MODES)
     times = np.arange(num_frames)
     own = query_frames[:, None]
     return times > own if mode == "first" else times != own
@@ -110,9 +112,3 @@ def track_deltas(
 
 def ratio(part: NDArray[Any], whole: NDArray[Any]) -> float:
     return float(part.sum() / whole.sum()) if whole.sum() else float("nan")
-
-
-def check_mode(mode: str) -> None:
-    """ValueError for an unknown mode."""
-    if mode not in MODES:
-        raise ValueError(f"mode={mode!r}; expected 'first' or 'strided'")
