@@ -16,9 +16,7 @@ from torch import Tensor
 from ..confidence import NEAR
 from ..data.clip import Clip, MaskClip
 from ..tracks import Tracks
-from .masks import mask_consistency, mask_queries, propagation_metrics
-from .metrics import average_precision, balanced_accuracy, joint_extent, pck, reliability
-from .protocol import MASK_MODE, sample_queries, scored_frames, tapvid_metrics, track_deltas
+from . import masks, metrics, protocol
 from .records import Record, json_safe
 from .trackers import Tracker
 
@@ -52,8 +50,8 @@ class FeatureCache:
         if features is None:
             return {}
         if self._propagation is None:
-            with_colours = propagation_metrics(features[0], video, self.video[0])["J&F"]
-            self._propagation = {**propagation_metrics(features[0], video), "J&F, colours": with_colours}
+            with_colours = masks.propagation_metrics(features[0], video, self.video[0])["J&F"]
+            self._propagation = {**masks.propagation_metrics(features[0], video), "J&F, colours": with_colours}
         return self._propagation
 
 
@@ -70,12 +68,12 @@ def track_records(
         queries = torch.from_numpy(drawn).float()[None].to(cache.video.device)
         tracks, seconds = timed(partial(tracker.track, cache.video, queries, features), cache.video.device)
         tracks = tracks[0].to("cpu")
-        metrics, deltas, bins = _score(drawn[:, 0], truth, tracks, mode)
+        scores, deltas, bins = _score(drawn[:, 0], truth, tracks, mode)
         yield {
             "mode": mode,
             "points": len(drawn),
             "seconds": {"features": feature_seconds, "tracking": seconds},
-            "metrics": json_safe(metrics),
+            "metrics": json_safe(scores),
             "track_delta": json_safe(deltas.round(4).tolist()),
             "worst": _worst(deltas, drawn, of_track, tracks),
             **({"reliability": bins} if bins else {}),
@@ -84,7 +82,7 @@ def track_records(
 
 def drawn_queries(video: Clip, mode: str) -> tuple[NDArray[np.float64], NDArray[np.int64], Clip]:
     """Queries (M, 3) inside the frame, the track of each, and the video with these tracks: one for each query."""
-    drawn, of_track = sample_queries(video.xy.numpy(), (video.visible & video.valid).numpy(), mode)
+    drawn, of_track = protocol.sample_queries(video.xy.numpy(), (video.visible & video.valid).numpy(), mode)
     drawn[:, 1:] = drawn[:, 1:].clip(0, video.frames.shape[:1:-1])
     truth = replace(video, xy=video.xy[of_track], visible=video.visible[of_track], valid=video.valid[of_track])
     return drawn, of_track, truth
@@ -97,17 +95,16 @@ def mask_record(
 ) -> Record:
     """The record of label propagation (with features) and of points that should stay in their masks."""
     features, feature_seconds = cache.features(tracker)
-    queries, objects = mask_queries(video, max(MASK_POINTS, int(video.masks.max())))
+    queries, objects = masks.mask_queries(video, max(MASK_POINTS, int(video.masks.max())))
     drawn = torch.from_numpy(queries)[None].to(cache.video.device)
     tracks, seconds = timed(partial(tracker.track, cache.video, drawn, features), cache.video.device)
     tracks = tracks[0].to("cpu")
-    consistency = mask_consistency(tracks.xy.numpy(), predicted_visible(tracks), objects, video.masks)
-    metrics = {**cache.propagation(tracker, video), **consistency}
+    consistency = masks.mask_consistency(tracks.xy.numpy(), predicted_visible(tracks), objects, video.masks)
     return {
-        "mode": MASK_MODE,
+        "mode": protocol.MASK_MODE,
         "points": len(queries),
         "seconds": {"features": feature_seconds, "tracking": seconds},
-        "metrics": json_safe(metrics),
+        "metrics": json_safe({**cache.propagation(tracker, video), **consistency}),
     }
 
 
@@ -138,22 +135,22 @@ def _score(
     valid = truth.valid.numpy()
     xy = tracks.xy.double().numpy() * to_256
     visible = predicted_visible(tracks)
-    metrics = tapvid_metrics(query_frames, true_xy, ~true_visible, xy, ~visible, mode, valid)
-    scored = scored_frames(query_frames, xy.shape[1], mode) & valid
+    found = protocol.tapvid_metrics(query_frames, true_xy, ~true_visible, xy, ~visible, mode, valid)
+    scored = protocol.scored_frames(query_frames, xy.shape[1], mode) & valid
     seen = scored & true_visible
     near = np.square(xy - true_xy).sum(-1) < NEAR**2
     certainty = visible if tracks.logits is None else (1 - tracks.logits.double().sigmoid()).prod(-1).numpy()
-    metrics["balanced_accuracy"] = balanced_accuracy(true_visible, visible, scored)
-    metrics["average_precision"] = average_precision(true_visible, certainty, scored)
+    found["balanced_accuracy"] = metrics.balanced_accuracy(true_visible, visible, scored)
+    found["average_precision"] = metrics.average_precision(true_visible, certainty, scored)
     if truth.group.startswith(JOINTS):
-        extent = joint_extent(true_xy, true_visible & valid)
-        metrics["pck_0.2"] = pck(true_xy, xy, seen & (extent > 0), extent)  # a joint on its own has no scale
+        extent = metrics.joint_extent(true_xy, true_visible & valid)
+        found["pck_0.2"] = metrics.pck(true_xy, xy, seen & (extent > 0), extent)  # a joint on its own has no scale
     bins = []
     if tracks.confidence is not None:
         confidence = tracks.confidence.double().numpy()
-        metrics["confidence_average_precision"] = average_precision(near & seen, confidence, scored)
-        bins = reliability(confidence[scored], (near & seen)[scored])
-    return metrics, track_deltas(true_xy, xy, seen), bins
+        found["confidence_average_precision"] = metrics.average_precision(near & seen, confidence, scored)
+        bins = metrics.reliability(confidence[scored], (near & seen)[scored])
+    return found, protocol.track_deltas(true_xy, xy, seen), bins
 
 
 def _worst(

@@ -26,6 +26,7 @@ from .baselines import ColourFeatures, PatchFeatures, TimmFeatures, lucas_kanade
 # video (B, T, 3, H, W) uint8, queries (B, N, 3) -> tracks of B clips
 TrackFunction = Callable[[Tensor, Tensor], Tracks]
 PAPER_SIDE = 896  # pixels: the authors' network sees 64 x 64 patches of 14
+PIXEL_FEATURES = {"patch": PatchFeatures, "colour": ColourFeatures}
 BASELINES = ("static", "lucas-kanade", "patch", "colour", "timm:NAME", "timm:NAME@BLOCK", "MODULE:FUNCTION")
 
 
@@ -150,10 +151,8 @@ def baseline(name: str, grid: tuple[int, int] = (64, 64), device: torch.device |
         return from_tracker(name, static)
     if name == "lucas-kanade":
         return from_tracker(name, lucas_kanade, opencv=require("cv2", "eval").__version__)
-    if name == "patch":
-        return _from_features(name, PatchFeatures(grid=grid))
-    if name == "colour":
-        return _from_features(name, ColourFeatures(grid=grid))
+    if name in PIXEL_FEATURES:
+        return _from_features(name, PIXEL_FEATURES[name](grid=grid))
     if form := re.fullmatch(r"timm:([^@]+)(?:@(\d+))?", name):
         features = TimmFeatures(form[1], None if form[2] is None else int(form[2]), grid).to(device)
         about = {"weights": weights_hash(features), "block": features.block, "stride": features.stride}
