@@ -256,13 +256,16 @@ class ChronoBackbone(
         else:
             check_features(features, video)
         tracks = find_tracks(features, queries, image_size, soft_argmax, None, *matching)
-        info = {"image_size": list(image_size), "model": self.name_or_path, "version": __version__}
-        tracks = replace(tracks, info=info)
+        tracks = replace(tracks, info=self._about(image_size))
         if refine is not None:
             tracks = refine_tracks(video, features, queries, tracks, soft_argmax, RefineOptions())
         if confidence:
             tracks = add_confidence(tracks, features, queries, image_size, weights, visible_threshold, soft_argmax)
         return tracks
+
+    def _about(self, image_size: tuple[int, int]) -> dict[str, Any]:
+        """What tracks tell of where they come from."""
+        return {"image_size": list(image_size), "model": self.name_or_path, "version": __version__}
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
