@@ -67,7 +67,7 @@ def test_mistakes_are_one_line_before_any_work(clip: Path, monkeypatch: pytest.M
             "track", clip, "--device", device, "--out", here / "t.npz"
         )
     for grid in ("grid:60000", "grid:1025", "grid:" + "9" * 5000, "grid:4@" + "9" * 20, "grid:00"):
-        assert "expected grid:N or grid:N@FRAME" in refuse("track", clip, "--queries", grid, "--out", here / "t.npz")
+        assert "expected grid:N, grid:ROWSxCOLUMNS" in refuse("track", clip, "--queries", grid, "--out", here / "t.npz")
     assert "--queries 8,1,1, point 1: t=8; expected a frame index from 0 to 7" in refuse(
         "track", clip, "--queries", "8,1,1", "--out", here / "t.npz"
     )
