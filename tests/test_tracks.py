@@ -110,8 +110,12 @@ def test_json(tracks, tmp_path):
 
 
 def test_wrong_columns_and_queries_are_named(tracks):
-    with pytest.raises(ValueError, match=r"columns\['name'\] of 1 values; expected 4"):
+    with pytest.raises(ValueError, match=r"columns\['name'\]=\['a'\]; expected 4 values"):
         Tracks(tracks.xy, tracks.similarity, columns={"name": ["a"]})
+    with pytest.raises(ValueError, match="columns=3; expected a mapping"):
+        Tracks(tracks.xy, tracks.similarity, columns=3)
+    with pytest.raises(ValueError, match="^xy of type NoneType"):
+        Tracks(None, tracks.similarity)
     with pytest.raises(ValueError, match=r"queries of shape \(1, 4, 2\); expected \(1, 4, 3\)"):
         Tracks(tracks.xy, tracks.similarity, queries=torch.zeros(1, 4, 2))
 

@@ -42,8 +42,8 @@ def read_npz(path: Path, known: Collection[str]) -> tuple[dict[str, Array], dict
     try:
         _check_sizes(path)
         with np.load(path, allow_pickle=False) as data:
-            arrays = {name: _native(data[name]) for name in data.files}
-        about = _about(arrays.pop(ABOUT, None))
+            arrays = {name: _native(data[name]) for name in data.files if name != ABOUT}
+            about = _about(data[ABOUT] if ABOUT in data.files else None)
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # a damaged file raises anything
@@ -113,6 +113,8 @@ def _check_sizes(path: Path) -> None:
 
 def _native(array: Array) -> Array:
     """An array in this machine's byte order; torch knows no other."""
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"an array of type {array.dtype}; expected numbers")
     if array.dtype == bool and array.view(np.uint8).max(initial=0) > 1:
         raise ValueError("booleans other than 0 and 1")  # which are miscounted where they are taken for a mask
     return array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -122,7 +124,9 @@ def _about(array: Array | None) -> dict[str, Any]:
     """`columns` and `info`; ValueError unless they are what `write_npz` writes."""
     if array is None:
         return {}
-    about = json.loads(str(array[()]), object_pairs_hook=distinct)
+    if array.ndim or array.dtype.kind != "U":
+        raise ValueError(f"about is {array.dtype} of shape {array.shape}; expected a text")
+    about = json.loads(str(array), object_pairs_hook=distinct)
     valid = isinstance(about, dict) and about.keys() <= {"columns", "info"}
     if not valid or not all(isinstance(value, dict) for value in about.values()):
         raise ValueError("about holds something other than columns and info")

@@ -50,6 +50,10 @@ class Tracks:
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_tensor("xy", self.xy, "(B, N, T, 2)", meta=True)
+        for name in ("columns", "info"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise refusal(name, getattr(self, name), "a mapping of names to values")
         points = tuple(self.xy.shape[:-1])
         shapes = {"xy": (*points, 2), "logits": (*points, 2), "queries": (*points[:-1], 3)}
         letters = {"xy": "(B, N, T, 2)", "logits": "(B, N, T, 2)", "queries": "(B, N, 3)"}
@@ -63,8 +67,8 @@ class Tracks:
                 raise ValueError(f"{name} of shape {tuple(value.shape)}; expected {expected}, as xy is (B, N, T, 2)")
         for name, values in self.columns.items():
             count = points[-2] if len(points) > 1 else 0
-            if len(values) != count:
-                raise ValueError(f"columns[{name!r}] of {len(values)} values; expected {count}, one for each point")
+            if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != count:
+                raise refusal(f"columns[{name!r}]", values, f"{count} values, one for each point")
 
     def _tensors(self) -> dict[str, Tensor]:
         """The fields that are tensors. `xy` and `similarity` are there, whatever they are."""

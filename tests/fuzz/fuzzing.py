@@ -179,5 +179,6 @@ def check_tracks(tracks: Any, size: tuple[float, float], queries: torch.Tensor |
     assert ((x >= -slack) & (x <= width + slack) & (y >= -slack) & (y <= height + slack)).all()
     if queries is not None and queries.shape[1]:
         b, n = torch.meshgrid(*(torch.arange(k) for k in tracks.xy.shape[:2]), indexing="ij")
+        queries = torch.as_tensor(queries)
         own = tracks.xy[b, n, queries[..., 0].long().expand(b.shape)]
         torch.testing.assert_close(own.double(), queries[..., 1:].double().expand(own.shape), rtol=0, atol=1e-3)

@@ -124,7 +124,7 @@ KINDS = {
         f"image{s}": Kind(lambda folder, s=s: file_kinds.make_images(folder, s), read_video, of_video, first(f"0{s}"))
         for s in (".jpg", ".png", ".bmp", ".tif", ".webp")
     },
-    "queries": Kind(file_kinds.make_points, read_points, of_points),
+    "queries": Kind(file_kinds.make_points, lambda path: read_points(path)[0], of_points),
     "tracks": Kind(file_kinds.make_tracks, Tracks.load, of_tracks),
     "points.csv": Kind(file_kinds.make_table, videos_of("csv"), of_dataset, lambda path: path / "points.csv"),
     "pickle 2": Kind(lambda folder: file_kinds.make_pickle(folder, 2), videos_of("davis"), of_dataset),
