@@ -43,7 +43,7 @@ def test_it_is_the_mean_up_to_the_first_frame_that_is_not_sure(clip):
     memory = remember(*clip)
     found = [expected(features, int(own[n]), cells[n], sure[n]) for n in range(QUERIES)]
     assert len({count for _, count in found}) > 2
-    assert memory.count[:, 0].tolist() == [count for _, count in found]
+    assert memory.added[:, 0].tolist() == [count for _, count in found]
     torch.testing.assert_close(memory.features(), torch.stack([feature for feature, _ in found]))
 
 
